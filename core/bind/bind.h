@@ -1,0 +1,29 @@
+/* What the binding files share. Only files in this folder know Lua.
+ *
+ * A binding translates and nothing else. The Lua owner of a resource is made before the resource,
+ * so that an error on the way leaks nothing; failure is the triple nil, message, code. */
+#ifndef TP_BIND_H
+#define TP_BIND_H
+
+#include <lauxlib.h>
+#include <lua.h>
+
+#include "../error.h"
+
+/* Push a descriptor object that owns -1; whatever the caller puts there is closed by __gc. */
+int *tp_new_fd(lua_State *L);
+
+/* The number behind argument `index`: a descriptor object or a plain integer. Raises when closed. */
+int tp_check_fd(lua_State *L, int index);
+
+/* Collect a table of descriptors at `index` (or nil) into fds; returns the count, raises over max. */
+unsigned tp_check_fds(lua_State *L, int index, int *fds, unsigned max);
+
+/* Push nil, message, code and return 3. */
+int tp_lua_fail(lua_State *L, const struct tp_error *err);
+
+/* Each pushes its table of functions. One row a file in module.c. */
+int tp_open_fd(lua_State *L);
+int tp_open_channel(lua_State *L);
+
+#endif

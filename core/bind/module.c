@@ -1,0 +1,21 @@
+/* require "tidepool.core": one row a binding file. */
+#include "bind.h"
+
+static const struct {
+  const char *name;
+  lua_CFunction open;
+} parts[] = {
+    {"fd", tp_open_fd},
+    {"channel", tp_open_channel},
+};
+
+int luaopen_tidepool_core(lua_State *L);
+
+int luaopen_tidepool_core(lua_State *L) {
+  lua_newtable(L);
+  for (unsigned i = 0; i < sizeof parts / sizeof *parts; i++) {
+    parts[i].open(L);
+    lua_setfield(L, -2, parts[i].name);
+  }
+  return 1;
+}
