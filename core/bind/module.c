@@ -7,6 +7,7 @@ static const struct {
 } parts[] = {
     {"fd", tp_open_fd},
     {"channel", tp_open_channel},
+    {"copy", tp_open_copy},
 };
 
 int luaopen_tidepool_core(lua_State *L);
