@@ -10,7 +10,7 @@
 
 #include "frame.h"
 
-#define TP_CHANNEL_QUEUE (8u << 20)
+#define TP_CHANNEL_QUEUE (16u << 20)
 
 struct tp_channel_message;
 

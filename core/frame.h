@@ -13,7 +13,7 @@
 #include "error.h"
 
 #define TP_FRAME_HEADER 8
-#define TP_FRAME_LIMIT (1u << 20) /* largest payload, bytes */
+#define TP_FRAME_LIMIT (4u << 20) /* largest payload, bytes */
 #define TP_FRAME_FDS 8            /* most descriptors with one frame */
 
 struct tp_frame_decoder {

@@ -1,0 +1,283 @@
+--- Every verb, once, as data. The server's checks, the client, the CLI's parsing and help derive
+-- from this table; later the HTTP API, the REPL's completion and the reference will.
+--
+-- A verb: name (as sent), cli (words on the command line; absent: not offered there), group, about,
+-- params, fds (what descriptors go with the request), result, errors, wakes (true: a sandbox that
+-- is not running is started first), progress (true: sends "progress" notifications).
+-- A param: name, type, about, required, positional (its place on the command line), flag, short,
+-- repeated, rest (all that follows `--`), default (a value the server assumes), values.
+--
+-- Types: name (1-63 of [a-z0-9-]), string, integer, number, seconds, bytes (512M, 2G), boolean,
+-- map (K=V repeated), list (repeated), argv (list of strings), octal, offset (bytes of output).
+local verbs = {}
+
+local function sandbox_name(about)
+  return { name = "name", type = "name", positional = 1, required = true, about = about or "the sandbox" }
+end
+
+local function process_name()
+  return { name = "process", type = "string", positional = 2, required = true, about = "a process: its name or number" }
+end
+
+local TYPES = { "lite", "basic", "standard-1", "standard-2", "standard-3", "standard-4" }
+
+local function creation()
+  return {
+    sandbox_name("the sandbox's name, 1-63 of [a-z0-9-]"),
+    { name = "image", type = "string", flag = "--image", about = "image to start from", default = "debian" },
+    { name = "type", type = "string", flag = "--type", about = "instance type: " .. table.concat(TYPES, ", "), default = "basic", values = TYPES },
+    { name = "memory", type = "bytes", flag = "--memory", about = "memory limit, instead of the type's" },
+    { name = "cpu", type = "number", flag = "--cpu", about = "CPU limit in vCPUs, instead of the type's" },
+    { name = "pids", type = "integer", flag = "--pids", about = "most processes and threads", default = 4096 },
+    { name = "disk", type = "bytes", flag = "--disk", about = "disk limit, instead of the type's" },
+    { name = "env", type = "map", flag = "--env", short = "-e", repeated = true, about = "environment of every process, K=V" },
+    { name = "labels", type = "map", flag = "--label", short = "-l", repeated = true, about = "labels, K=V" },
+  }
+end
+
+local function command(extra)
+  local params = {
+    sandbox_name(),
+    { name = "argv", type = "argv", rest = true, about = "the command and its arguments" },
+    { name = "line", type = "string", about = "a shell line instead of argv (run by sh -c)" },
+    { name = "user", type = "string", flag = "--user", short = "-u", about = "user name or id", default = "agent" },
+    { name = "cwd", type = "string", flag = "--workdir", short = "-w", about = "working directory", default = "/workspace" },
+    { name = "env", type = "map", flag = "--env", short = "-e", repeated = true, about = "environment, K=V" },
+    { name = "tty", type = "boolean", flag = "--tty", short = "-t", about = "give it a terminal" },
+    { name = "stdin", type = "boolean", flag = "--interactive", short = "-i", about = "pass standard input on" },
+    { name = "cols", type = "integer", about = "terminal width, characters", default = 80 },
+    { name = "rows", type = "integer", about = "terminal height, characters", default = 24 },
+    { name = "timeout", type = "seconds", flag = "--timeout", about = "kill the whole process tree after so long" },
+    { name = "key", type = "string", about = "identifies the request over a lost connection" },
+    { name = "lossless", type = "boolean", about = "the process waits for this reader instead of dropping output" },
+    { name = "ring", type = "bytes", about = "output kept for later readers", default = 1048576 },
+  }
+  for _, param in ipairs(extra or {}) do
+    params[#params + 1] = param
+  end
+  return params
+end
+
+local STARTING = { "ENOENT", "EACCES", "ENOEXEC", "EBADUSER", "EBADCWD", "ESTOPPED", "ENOSPC", "EAGAIN" }
+
+verbs.list = {
+  -- sandboxes
+  { name = "create", cli = "create", group = "sandbox", about = "Make a new sandbox and start it.",
+    params = creation(), result = "info", errors = { "EEXIST", "ENOIMAGE", "EINVAL", "ENOSPC" },
+    example = "create agent-42 --type standard-1 --env LANG=C.UTF-8 --label team=a" },
+  { name = "open", cli = "open", group = "sandbox", about = "Provision the sandbox when absent, resume it when there.",
+    params = creation(), result = "info, and `created`: whether it was made now", errors = { "ENOIMAGE", "EINVAL", "ENOSPC" },
+    wakes = true, example = "open agent-42" },
+  { name = "ls", cli = "ls", group = "sandbox", about = "List the sandboxes.",
+    params = { { name = "labels", type = "map", flag = "--label", short = "-l", repeated = true, about = "only those with these labels, K=V" } },
+    result = "list of info", errors = {}, example = "ls --label team=a" },
+  { name = "info", cli = "info", group = "sandbox", about = "Tell about a sandbox, or without a name about the server.",
+    params = { { name = "name", type = "name", positional = 1, about = "the sandbox" } },
+    result = "info of the sandbox: state, limits, usage; or of the server: pid, version, directories", errors = { "ENOSANDBOX" },
+    example = "info agent-42" },
+  { name = "stop", cli = "stop", group = "sandbox", about = "End all processes of a sandbox; its files stay.",
+    params = { sandbox_name(), { name = "grace", type = "seconds", flag = "--grace", about = "time between TERM and KILL", default = 5 } },
+    result = "info", errors = { "ENOSANDBOX" }, example = "stop agent-42" },
+  { name = "destroy", cli = "destroy", group = "sandbox", about = "End a sandbox and delete its files.",
+    params = { sandbox_name() }, result = "true", errors = { "ENOSANDBOX" }, example = "destroy agent-42" },
+
+  -- processes
+  { name = "exec", cli = "exec", group = "process", about = "Run a command and wait for it.", wakes = true,
+    params = command(), fds = "attach socket, optional", result = "the outcome: exit_code or signal, wall_seconds, cpu_seconds, timed_out",
+    errors = STARTING, example = "exec -w /workspace agent-42 -- make -j2" },
+  { name = "start", cli = "start", group = "process", about = "Start a command in the background.", wakes = true,
+    params = command({ { name = "process", type = "string", flag = "--name", about = "a name for the process" } }),
+    fds = "attach socket, optional", result = "the process", errors = { "EEXIST", unpack(STARTING) },
+    example = "start agent-42 --name web -- python3 -m http.server 8000" },
+  { name = "ps", cli = "ps", group = "process", about = "List the processes that were started in a sandbox.",
+    params = { sandbox_name() }, result = "list of processes", errors = { "ENOSANDBOX" }, example = "ps agent-42" },
+  { name = "logs", cli = "logs", group = "process", about = "Show a process's output.",
+    params = { sandbox_name(), process_name(),
+      { name = "since", type = "offset", flag = "--since", about = "skip this many bytes of output", default = 0 },
+      { name = "follow", type = "boolean", flag = "--follow", short = "-f", about = "go on until the process ends" } },
+    fds = "attach socket", result = "the process", errors = { "ENOSANDBOX", "ENOPROCESS" }, example = "logs -f agent-42 web" },
+  { name = "attach", cli = "attach", group = "process", about = "Connect to a process's output and input.",
+    params = { sandbox_name(), process_name(),
+      { name = "offset", type = "offset", about = "where its output starts, bytes; negative: so many before the end", default = 0 },
+      { name = "input", type = "boolean", about = "also write to its stdin or terminal" },
+      { name = "lossless", type = "boolean", about = "the process waits for this reader" },
+      { name = "follow", type = "boolean", about = "stay until the process ends", default = true } },
+    fds = "attach socket", result = "the process", errors = { "ENOSANDBOX", "ENOPROCESS", "ESTOPPED" }, example = "attach agent-42 shell" },
+  { name = "signal", cli = "signal", group = "process", about = "Send a signal to a process.",
+    params = { sandbox_name(), process_name(),
+      { name = "signal", type = "string", positional = 3, required = true, about = "a name (TERM, INT, HUP ...) or number" } },
+    result = "true", errors = { "ENOSANDBOX", "ENOPROCESS", "EINVAL", "ESRCH" }, example = "signal agent-42 web HUP" },
+  { name = "kill", cli = "kill", group = "process", about = "End a process and all that it started: TERM, grace, KILL.",
+    params = { sandbox_name(), process_name(), { name = "grace", type = "seconds", flag = "--grace", about = "time between TERM and KILL", default = 5 } },
+    result = "the process", errors = { "ENOSANDBOX", "ENOPROCESS" }, example = "kill agent-42 web" },
+  { name = "wait", cli = "wait", group = "process", about = "Wait for a process to end.",
+    params = { sandbox_name(), { name = "process", type = "string", positional = 2, about = "a process: its name or number" },
+      { name = "key", type = "string", about = "the key of the request that started it" },
+      { name = "timeout", type = "seconds", flag = "--timeout", about = "stop waiting after so long; the process goes on" },
+      { name = "deadline", type = "seconds", about = "kill the process tree after so long" } },
+    result = "the outcome, as of exec", errors = { "ENOSANDBOX", "ENOPROCESS", "ETIMEDOUT", "ESTOPPED" }, example = "wait agent-42 web" },
+  { name = "wait_port", cli = "wait-port", group = "process", about = "Wait until something listens on a port of the sandbox.",
+    params = { sandbox_name(), { name = "port", type = "integer", positional = 2, required = true, about = "TCP port" },
+      { name = "process", type = "string", flag = "--process", about = "give up when this process ends" },
+      { name = "timeout", type = "seconds", flag = "--timeout", about = "give up after so long", default = 30 } },
+    result = "true", errors = { "ENOSANDBOX", "ETIMEDOUT", "ESRCH", "ESTOPPED" }, example = "wait-port agent-42 8000" },
+  { name = "forget", cli = "forget", group = "process", about = "Drop the record and output of an ended process.",
+    params = { sandbox_name(), process_name() }, result = "true", errors = { "ENOSANDBOX", "ENOPROCESS", "EBUSY" }, example = "forget agent-42 web" },
+  { name = "agent", group = "file", about = "Open a file agent: a process inside that does file work as a user.", wakes = true,
+    params = { sandbox_name(), { name = "user", type = "string", about = "user name or id", default = "agent" } },
+    fds = "agent socket", result = "true", errors = { "ENOSANDBOX", "EBADUSER", "ESTOPPED" } },
+
+  -- images
+  { name = "image_build", cli = "image build", group = "image", about = "Build an image from the host's own distribution.", progress = true,
+    params = { { name = "image", type = "string", positional = 1, required = true, about = "what to build: debian or minimal", values = { "debian", "minimal" } },
+      { name = "replace", type = "boolean", flag = "--replace", about = "build it again when it is there" } },
+    result = "the image", errors = { "EEXIST", "EINVAL", "ENOSPC", "EBUILD" }, example = "image build debian" },
+  { name = "image_import", cli = "image import", group = "image", about = "Import an OCI layout or docker-archive.", progress = true,
+    params = { { name = "file", type = "string", positional = 1, required = true, about = "a tar file or an OCI layout directory" },
+      { name = "image", type = "string", flag = "--name", about = "the image's name; default: the file's" },
+      { name = "replace", type = "boolean", flag = "--replace", about = "replace an image of that name" } },
+    result = "the image", errors = { "EEXIST", "ENOENT", "EBADMSG", "ENOSPC" }, example = "image import alpine.tar --name alpine" },
+  { name = "image_pull", cli = "image pull", group = "image", about = "Pull an image from a registry.", progress = true,
+    params = { { name = "reference", type = "string", positional = 1, required = true, about = "host/name:tag" },
+      { name = "image", type = "string", flag = "--name", about = "the image's name; default: from the reference" },
+      { name = "insecure", type = "boolean", flag = "--insecure", about = "talk to the registry without TLS verification" },
+      { name = "replace", type = "boolean", flag = "--replace", about = "replace an image of that name" } },
+    result = "the image", errors = { "EEXIST", "ENOENT", "EPULL", "ENOSPC" }, example = "image pull localhost:5000/app:1 --insecure" },
+  { name = "image_ls", cli = "image ls", group = "image", about = "List the images.", params = {}, result = "list of images", errors = {}, example = "image ls" },
+  { name = "image_rm", cli = "image rm", group = "image", about = "Remove an image.",
+    params = { { name = "image", type = "string", positional = 1, required = true, about = "the image" } },
+    result = "true", errors = { "ENOIMAGE" }, example = "image rm alpine" },
+
+  -- the server
+  { name = "shutdown", cli = "shutdown", group = "server", about = "End the server; sandboxes and their processes go on.",
+    params = {}, result = "true", errors = {}, example = "shutdown" },
+}
+
+verbs.by_name = {}
+for _, verb in ipairs(verbs.list) do
+  verbs.by_name[verb.name] = verb
+end
+
+--- Instance types: vCPU, bytes of memory, bytes of disk. Source: the published Cloudflare instance types.
+local GiB, MiB, GB = 2 ^ 30, 2 ^ 20, 10 ^ 9
+verbs.types = {
+  lite = { cpu = 1 / 16, memory = 256 * MiB, disk = 2 * GB },
+  basic = { cpu = 1 / 4, memory = 1 * GiB, disk = 4 * GB },
+  ["standard-1"] = { cpu = 1 / 2, memory = 4 * GiB, disk = 8 * GB },
+  ["standard-2"] = { cpu = 1, memory = 6 * GiB, disk = 12 * GB },
+  ["standard-3"] = { cpu = 2, memory = 8 * GiB, disk = 16 * GB },
+  ["standard-4"] = { cpu = 4, memory = 12 * GiB, disk = 20 * GB },
+}
+
+--- A sandbox's name is 1-63 of [a-z0-9-], and starts and ends with a letter or digit.
+function verbs.valid_name(name)
+  return type(name) == "string" and #name <= 63 and name:match("^[a-z0-9][a-z0-9-]*$") ~= nil
+end
+
+local function list_of_strings(value)
+  if type(value) ~= "table" then
+    return false
+  end
+  local count = 0
+  for key, item in pairs(value) do
+    if type(key) ~= "number" or type(item) ~= "string" then
+      return false
+    end
+    count = count + 1
+  end
+  return count == #value
+end
+
+local function finite(value)
+  return type(value) == "number" and value == value and math.abs(value) < 2 ^ 53
+end
+
+local function whole(value)
+  return finite(value) and value == math.floor(value)
+end
+
+local function text(value)
+  return type(value) == "string" and not value:find("\0", 1, true)
+end
+
+local checks = {
+  name = { verbs.valid_name, "1-63 of [a-z0-9-], starting with a letter or digit" },
+  string = { text, "a string without NUL" },
+  integer = { function(v) return whole(v) and v >= 0 end, "a whole number" },
+  number = { function(v) return finite(v) and v > 0 end, "a positive number" },
+  seconds = { function(v) return finite(v) and v >= 0 end, "a number of seconds" },
+  bytes = { function(v) return whole(v) and v > 0 end, "a number of bytes" },
+  octal = { function(v) return whole(v) and v >= 0 and v <= 4095 end, "a mode" },
+  offset = { whole, "a number of bytes" },
+  boolean = { function(v) return type(v) == "boolean" end, "true or false" },
+  list = { list_of_strings, "a list of strings" },
+  argv = { function(v)
+    if not list_of_strings(v) or #v == 0 then
+      return false
+    end
+    for _, word in ipairs(v) do
+      if word:find("\0", 1, true) then
+        return false
+      end
+    end
+    return true
+  end, "a list of one or more strings without NUL" },
+  map = { function(v)
+    if type(v) ~= "table" then
+      return false
+    end
+    for key, item in pairs(v) do
+      if not (text(key) and #key > 0 and not key:find("=", 1, true) and text(item)) then
+        return false
+      end
+    end
+    return true
+  end, "a map of names to strings" },
+}
+
+--- Checks a request's parameters against the verb and fills in defaults.
+-- Returns a new table | nil, message that names the parameter, "EINVAL" (unknown verb: "ENOVERB").
+function verbs.check(name, params)
+  local verb = verbs.by_name[name]
+  if not verb then
+    return nil, "unknown verb: " .. tostring(name), "ENOVERB"
+  end
+  if params ~= nil and type(params) ~= "table" then
+    return nil, name .. ": parameters must be a table", "EINVAL"
+  end
+  local given, checked = params or {}, {}
+  local known = {}
+  for _, param in ipairs(verb.params) do
+    known[param.name] = true
+    local value = given[param.name]
+    if value == nil then
+      if param.required then
+        return nil, ("%s: %s is missing"):format(name, param.name), "EINVAL"
+      end
+      value = param.default
+    else
+      local check = checks[param.type]
+      if not check[1](value) then
+        return nil, ("%s: %s must be %s"):format(name, param.name, check[2]), "EINVAL"
+      end
+      if param.values then
+        local found = false
+        for _, allowed in ipairs(param.values) do
+          found = found or allowed == value
+        end
+        if not found then
+          return nil, ("%s: unknown %s: %s (one of %s)"):format(name, param.name, value, table.concat(param.values, ", ")), "EINVAL"
+        end
+      end
+    end
+    checked[param.name] = value
+  end
+  for key in pairs(given) do
+    if not known[key] then
+      return nil, ("%s: unknown parameter: %s"):format(name, tostring(key)), "EINVAL"
+    end
+  end
+  return checked
+end
+
+return verbs
