@@ -1,0 +1,97 @@
+--- A channel on the loop: whole messages in, queued messages out, one end for everything that breaks.
+--
+-- Shared by rpc (server and clients) and the server's links to init and the spawners.
+local uv = require("luv")
+local async = require("tidepool.async")
+
+local transport = {}
+
+local Transport = {}
+Transport.__index = Transport
+
+local function read_all(self)
+  while not self.closed do
+    local bytes, fds, code = self.channel:receive()
+    if bytes then
+      local ok, complaint = self.on_message(bytes, fds or {})
+      if not ok then
+        return self:close(complaint, "EBADMSG")
+      end
+    elseif code == "EAGAIN" then
+      return
+    else
+      return self:close(fds, code)
+    end
+  end
+end
+
+local function write_more(self)
+  local empty, message, code = self.channel:flush()
+  if empty == nil then
+    return self:close(message, code)
+  end
+  if empty then
+    self.handle:start("r", self.on_ready)
+  end
+end
+
+--- Takes the channel over. `on_message(bytes, fds)` owns the descriptors and returns true, or false
+-- and a complaint that ends the transport. `on_close(message, code)` is called once.
+function transport.open(channel, options)
+  local self = setmetatable({
+    channel = channel,
+    on_message = options.on_message,
+    on_close = options.on_close,
+  }, Transport)
+  self.handle = assert(uv.new_poll(channel:number()))
+  self.on_ready = async.guarded(function(err, events)
+    if not self.closed and events and events:find("w", 1, true) then
+      write_more(self)
+    end
+    -- What a poll error means, the next read tells.
+    if not self.closed and (err or not events or events ~= "w") then
+      read_all(self)
+    end
+  end)
+  self.handle:start("r", self.on_ready)
+  return self
+end
+
+--- Sends or queues one message; the descriptors stay the caller's.
+-- true | nil, message, code: "EMSGSIZE" (the transport lives on), or what ended it.
+function Transport:send(bytes, fds)
+  if self.closed then
+    return nil, self.message, self.code
+  end
+  local sent, message, code = self.channel:send(bytes, fds)
+  if sent == nil then
+    if code ~= "EMSGSIZE" then
+      self:close(message, code)
+    end
+    return nil, message, code
+  end
+  if not sent then
+    self.handle:start("rw", self.on_ready)
+  end
+  return true
+end
+
+function Transport:close(message, code)
+  if self.closed then
+    return
+  end
+  self.closed, self.message, self.code = true, message or "connection closed", code or "EPIPE"
+  self.handle:close()
+  self.channel:close()
+  if self.on_close then
+    self.on_close(self.message, self.code)
+  end
+end
+
+function transport.close_all(fds)
+  for _, fd in ipairs(fds or {}) do
+    fd:close()
+  end
+end
+
+return transport
