@@ -1,11 +1,13 @@
 --- Command lines against declared commands: words in, typed values out, no side effects.
 --
--- A command is { name, about, params, rest }, in the shape of a verb of tidepool.verbs. A parameter is
--- { name, type, positional = N or flag = "--x", short = "-x", required, repeated, default, about };
--- `rest` names the list that takes everything after `--`, or from the first word behind the
--- positional ones. Failure is nil, message, code; the codes are stable:
+-- A command is { name, about, params }, its parameters in the shape of tidepool.verbs; one with neither
+-- `positional`, `flag` nor `rest` is not offered here. `rest` takes everything after `--`, or from the
+-- first word behind the positional ones. Defaults are the server's to fill in. Failure is nil,
+-- message, code; the codes are stable:
 --   ENOVERB  no such verb        ENOOPT  no such option      ENOARG  something is missing
 --   EEXTRA   a word too many     EINVAL  a value that is not of its type
+local verbs = require("tidepool.verbs")
+
 local args = {}
 
 local FACTORS = { [""] = 1, b = 1, k = 2 ^ 10, m = 2 ^ 20, g = 2 ^ 30, t = 2 ^ 40 }
@@ -40,10 +42,11 @@ local TYPES = {
   argv = { function(text) return text end, "text" },
   name = {
     function(text)
-      return #text <= 63 and text:match("^[a-z0-9-]+$") or nil
+      return verbs.valid_name(text) and text or nil
     end,
-    "a name of 1-63 of a-z, 0-9 and -",
+    "a name, 1-63 of a-z, 0-9 and -,"
   },
+  offset = { args.bytes, "a number of bytes" },
   integer = {
     function(text)
       return text:match("^-?%d+$") and tonumber(text) or nil
@@ -96,13 +99,14 @@ function args.convert(param, text, label)
   if value == nil then
     return nil, ("%s: expected %s, got %q"):format(label, kind[2], text), "EINVAL"
   end
-  if param.choices then
-    for _, choice in ipairs(param.choices) do
-      if choice == value then
+  if param.values then
+    for _, allowed in ipairs(param.values) do
+      if allowed == value then
         return value
       end
     end
-    return nil, ("%s: expected one of %s, got %q"):format(label, table.concat(param.choices, ", "), text), "EINVAL"
+    local choices = table.concat(param.values, ", ")
+    return nil, ("%s: expected one of %s, got %q"):format(label, choices, text), "EINVAL"
   end
   return value
 end
@@ -153,20 +157,35 @@ function args.label(param)
 end
 
 local function index(command)
-  local options, positional, spellings = {}, {}, {}
+  local found = { options = {}, positional = {}, spellings = {} }
   for _, param in ipairs(command.params or {}) do
     if param.positional then
-      positional[param.positional] = param
+      found.positional[param.positional] = param
+    elseif param.rest then
+      found.rest = param
     elseif param.flag then
-      options[param.flag] = param
-      spellings[#spellings + 1] = param.flag
+      found.options[param.flag] = param
+      found.spellings[#found.spellings + 1] = param.flag
       if param.short then
-        options[param.short] = param
+        found.options[param.short] = param
       end
     end
   end
-  return options, positional, spellings
+  for _, own in ipairs(args.own) do
+    found.options[own.flag] = found.options[own.flag] or own
+    found.spellings[#found.spellings + 1] = own.flag
+    if own.short then
+      found.options[own.short] = found.options[own.short] or own
+    end
+  end
+  return found
 end
+
+--- What every command knows.
+args.own = {
+  { name = "json", type = "boolean", flag = "--json", about = "print one JSON document" },
+  { name = "help", type = "boolean", flag = "--help", short = "-h", about = "print this help" },
+}
 
 local function store(values, param, value)
   if param.type == "map" then
@@ -181,7 +200,8 @@ local function store(values, param, value)
 end
 
 -- One option word, possibly several short ones: how many words it took | nil, message, code.
-local function take_option(words, at, options, spellings, values)
+local function take_option(words, at, known, values)
+  local options = known.options
   local word = words[at]
   local flag, inline = word:match("^(%-%-[^=]+)=(.*)$")
   flag = flag or word
@@ -194,7 +214,7 @@ local function take_option(words, at, options, spellings, values)
     if param and param.type == "boolean" and inline then -- -it
       store(values, param, true)
       words[at] = "-" .. inline
-      return take_option(words, at, options, spellings, values)
+      return take_option(words, at, known, values)
     end
   end
   if not param and flag:sub(1, 5) == "--no-" and inline == nil then
@@ -205,7 +225,7 @@ local function take_option(words, at, options, spellings, values)
     end
   end
   if not param then
-    return nil, ("unknown option %s%s"):format(flag, meant(flag, spellings)), "ENOOPT"
+    return nil, ("unknown option %s%s"):format(flag, meant(flag, known.spellings)), "ENOOPT"
   end
 
   if param.type == "boolean" and inline == nil then
@@ -224,36 +244,27 @@ local function take_option(words, at, options, spellings, values)
   return inline and 1 or 2
 end
 
--- What is required and not there.
+-- Whether all that is required is there.
 local function check_required(command, values)
   for _, param in ipairs(command.params or {}) do
-    if param.required and values[param.name] == nil and (param.positional or param.flag) then
-      return nil, ("%s is missing"):format(args.label(param)), "ENOARG"
+    if param.required and values[param.name] == nil then
+      if param.rest then
+        return nil, "the command to run is missing; it goes after --", "ENOARG"
+      elseif param.positional or param.flag then
+        return nil, ("%s is missing"):format(args.label(param)), "ENOARG"
+      end
     end
-  end
-  if command.rest and command.rest_required and not values[command.rest] then
-    return nil, "the command to run is missing: give it after --", "ENOARG"
   end
   return values
 end
 
 --- Parses the words behind a verb: table of values | nil, message, code.
 -- `--help` and `--json` are known to every command and set values.help, values.json.
-function args.parse(command, words)
-  words = { unpack(words) }
-  local options, positional, spellings = index(command)
-  options["--help"] = options["--help"] or { name = "help", type = "boolean", flag = "--help" }
-  options["-h"] = options["-h"] or options["--help"]
-  options["--json"] = options["--json"] or { name = "json", type = "boolean", flag = "--json" }
-  spellings[#spellings + 1] = "--help"
-  spellings[#spellings + 1] = "--json"
-
+function args.parse(command, given)
+  local words, known = { unpack(given) }, index(command)
   local values, at, taken, literal = {}, 1, 0, false
-  for _, param in ipairs(command.params or {}) do
-    if param.default ~= nil and (param.positional or param.flag) then
-      values[param.name] = param.default
-    end
-  end
+  local positional, rest = known.positional, known.rest
+
   while at <= #words do
     local word = words[at]
     local param = positional[taken + 1]
@@ -261,14 +272,14 @@ function args.parse(command, words)
       param = positional[taken]
     end
     if word == "--" and not literal then
-      if command.rest then
-        values[command.rest] = { unpack(words, at + 1) }
+      if rest then
+        values[rest.name] = { unpack(words, at + 1) }
         break
       end
       literal = true -- only words from here on
       at = at + 1
     elseif word:sub(1, 1) == "-" and #word > 1 and not literal then
-      local count, message, code = take_option(words, at, options, spellings, values)
+      local count, message, code = take_option(words, at, known, values)
       if not count then
         if values.help then
           return values
@@ -284,8 +295,8 @@ function args.parse(command, words)
       end
       store(values, param, value)
       at = at + 1
-    elseif command.rest then
-      values[command.rest] = { unpack(words, at) }
+    elseif rest then
+      values[rest.name] = { unpack(words, at) }
       break
     else
       return nil, ("%q is one word too many"):format(word), "EEXTRA"
@@ -295,8 +306,8 @@ function args.parse(command, words)
   if values.help then
     return values
   end
-  if command.rest and values[command.rest] and #values[command.rest] == 0 then
-    values[command.rest] = nil
+  if rest and values[rest.name] and #values[rest.name] == 0 then
+    values[rest.name] = nil
   end
   return check_required(command, values)
 end

@@ -3,12 +3,18 @@
 -- Pure functions from values to text. JSON output is one document a command. Contents (output, files)
 -- are UTF-8 text or, when they are not valid UTF-8, base64, and a field `encoding` says which; any other
 -- string that is not UTF-8, such as a path, becomes { "base64": "..." }.
-local cjson = require("cjson").new()
-
 local format = {}
 
-cjson.encode_sparse_array(true)
-cjson.encode_number_precision(14)
+-- Loaded late: help must work before any package is installed.
+local cjson
+local function json_codec()
+  if not cjson then
+    cjson = require("cjson").new()
+    cjson.encode_sparse_array(true)
+    cjson.encode_number_precision(14)
+  end
+  return cjson
+end
 
 local ARRAY = { __name = "array" }
 
@@ -17,42 +23,32 @@ function format.array(list)
   return setmetatable(list or {}, ARRAY)
 end
 
--- cjson writes an empty table as {}; where a list is meant it has to say so.
-local function prepare(value, seen)
-  if type(value) == "number" then
-    if value ~= value or value == math.huge or value == -math.huge then
-      return cjson.null
-    end
-    return value
-  end
-  if type(value) == "string" then
+-- A copy that cjson can write. It takes an empty table for {}: where a list is meant we have to say so.
+local function prepare(value, codec)
+  local kind = type(value)
+  if kind == "string" then
     return format.is_utf8(value) and value or { base64 = format.base64(value) }
+  elseif kind == "number" then
+    return value == value and math.abs(value) < math.huge and value or codec.null
+  elseif kind == "boolean" or kind == "nil" then
+    return value
+  elseif kind ~= "table" then
+    return codec.null -- msgpack's nil is a userdata
   end
-  if type(value) ~= "table" then
-    if type(value) == "boolean" or value == nil or value == cjson.null then
-      return value
-    end
-    return tostring(value)
-  end
-  seen = seen or {}
-  if seen[value] then
-    return "(cycle)"
-  end
-  seen[value] = true
   local copy = {}
   for key, inner in pairs(value) do
-    copy[type(key) == "number" and key or tostring(key)] = prepare(inner, seen)
+    copy[type(key) == "number" and key or tostring(key)] = prepare(inner, codec)
   end
-  seen[value] = nil
   if getmetatable(value) == ARRAY and next(copy) == nil then
-    return cjson.empty_array or "\0[]"
+    return "\0[]"
   end
   return copy
 end
 
 --- One JSON document on one line.
 function format.json(value)
-  local text = cjson.encode(prepare(value))
+  local codec = json_codec()
+  local text = codec.encode(prepare(value, codec))
   return (text:gsub('"\\u0000%[%]"', "[]"):gsub("\\/", "/"))
 end
 

@@ -1,0 +1,462 @@
+--- Files of a sandbox, through an agent: a process inside that acts as the user who asks.
+--
+-- Runs in the client. Contents don't pass the server: reads arrive as a read-only descriptor, writes
+-- stream to the agent, which is charged, frozen and killed with its sandbox. What arrives from there is
+-- not trusted: a descriptor is looked at before it is read, a name is only ever a name.
+-- One operation at a time; others wait their turn. Failure is nil, message, code.
+local bit = require("bit")
+local uv = require("luv")
+local core = require("tidepool.core")
+local async = require("tidepool.async")
+
+local files = {}
+
+local Files = {}
+Files.__index = Files
+
+local CHUNK = 256 * 1024 -- of a write; a frame holds 1 MiB
+local READ = 8 * 1024 * 1024
+local KEEP_MODE = 0xffffffff
+
+local KINDS = {
+  [0x8000] = "file",
+  [0x4000] = "directory",
+  [0xa000] = "link",
+  [0x1000] = "fifo",
+  [0xc000] = "socket",
+  [0x2000] = "char",
+  [0x6000] = "block",
+}
+
+--- Speaks with the agent on `fd`, a connected unix socket, and owns it from now on.
+function files.open(fd)
+  local channel = core.channel.wrap(fd)
+  local poller, message, code = async.poller(channel:number())
+  if not poller then
+    channel:close()
+    return nil, message, code
+  end
+  return setmetatable({ channel = channel, poller = poller, serial = 0, lock = async.lock() }, Files)
+end
+
+--- Ends the conversation; the agent ends with it.
+function Files:close(message)
+  if not self.closed then
+    self.closed = message or "closed"
+    self.poller:close()
+    self.channel:close()
+  end
+end
+
+local function lost(self, message, code)
+  self:close(message)
+  return nil, "file agent: " .. tostring(message), code or "EPIPE"
+end
+
+-- Whole or not at all: what the socket doesn't take at once is waited for, so that memory stays at a
+-- chunk however slow the other side is.
+local function send(self, op, params)
+  if self.closed then
+    return nil, "file agent: " .. self.closed, "EPIPE"
+  end
+  self.serial = self.serial % 0x7fffffff + 1
+  local bytes, message, code = core.agent.encode(op, self.serial, params)
+  if not bytes then
+    return nil, message, code
+  end
+  local sent
+  sent, message, code = self.channel:send(bytes)
+  while sent == false do
+    self.poller:writable()
+    if self.closed then
+      return nil, "file agent: " .. self.closed, "EPIPE"
+    end
+    sent, message, code = self.channel:flush()
+  end
+  if sent == nil then
+    return lost(self, message, code)
+  end
+  return self.serial
+end
+
+local function receive(self)
+  while not self.closed do
+    local bytes, fds, code = self.channel:receive()
+    if bytes then
+      local reply, message, bad = core.agent.decode(bytes)
+      if not reply then
+        return lost(self, message, bad)
+      end
+      return reply, fds
+    elseif code == "EAGAIN" then
+      self.poller:readable()
+    else
+      return lost(self, fds, code)
+    end
+  end
+  return nil, "file agent: " .. tostring(self.closed), "EPIPE"
+end
+
+-- The reply to a request: reply, fds | nil, message, code.
+local function await(self, serial, path)
+  local reply, fds, code = receive(self)
+  if not reply then
+    return nil, fds, code
+  end
+  if reply.serial ~= serial then
+    return lost(self, "answers out of order", "EPROTO")
+  end
+  if reply.code then
+    return nil, (path and path .. ": " or "") .. reply.message, reply.code
+  end
+  return reply, fds
+end
+
+local function request(self, op, params)
+  local serial, message, code = send(self, op, params)
+  if not serial then
+    return nil, message, code
+  end
+  return await(self, serial, params.path)
+end
+
+local function check_path(path)
+  if type(path) ~= "string" or path == "" or path:find("%z") then
+    return nil, "not a path: " .. tostring(path), "EINVAL"
+  end
+  return path
+end
+
+--- What a stat says: kind, mode (permission bits), uid, gid, links, size, mtime (seconds), inode,
+-- allocated (bytes), and a link's target.
+local function describe(stat, target)
+  return {
+    kind = KINDS[bit.band(stat.mode, 0xf000)] or "other",
+    mode = bit.band(stat.mode, 0xfff),
+    uid = stat.uid,
+    gid = stat.gid,
+    links = stat.links,
+    size = stat.size,
+    mtime = stat.mtime,
+    inode = stat.inode,
+    allocated = stat.blocks * 512,
+    target = target ~= "" and target or nil,
+  }
+end
+
+--- Opens a regular file for reading: fd, stat | nil, message, code. The caller closes fd.
+function Files:open(path)
+  local checked, message, code = check_path(path)
+  if not checked then
+    return nil, message, code
+  end
+  return self.lock:with(function()
+    local reply, fds, failed = request(self, "open", { path = path })
+    if not reply then
+      return nil, fds, failed
+    end
+    local fd = fds and fds[1]
+    if not fd then
+      return lost(self, "no descriptor came", "EPROTO")
+    end
+    -- A FIFO, device or socket could block us or worse.
+    if core.fd.kind(fd) ~= "file" then
+      fd:close()
+      return nil, path .. ": not a regular file", "EINVAL"
+    end
+    return fd, describe(reply.stat)
+  end)
+end
+
+--- The file's bytes. options: `offset` and `limit` in bytes.
+function Files:read(path, options)
+  local fd, message, code = self:open(path)
+  if not fd then
+    return nil, message, code
+  end
+  local offset, left = options and options.offset or 0, options and options.limit or math.huge
+  local parts = {}
+  while left > 0 do
+    local bytes
+    bytes, message, code = core.copy.read(fd, offset, math.min(left, READ))
+    if not bytes then
+      fd:close()
+      return nil, path .. ": " .. message, code
+    end
+    if bytes == "" then
+      break
+    end
+    parts[#parts + 1] = bytes
+    offset, left = offset + #bytes, left - #bytes
+  end
+  fd:close()
+  return table.concat(parts)
+end
+
+-- Each writer sends WRITEs and returns the size that the file shall have (nil: as written).
+local writers = {}
+
+writers["string"] = function(self, bytes, offset)
+  offset = offset or 0
+  for at = 1, #bytes, CHUNK do
+    local part = (#bytes <= CHUNK) and bytes or bytes:sub(at, at + CHUNK - 1)
+    local sent, message, code = send(self, "write", { offset = offset + at - 1, data = part })
+    if not sent then
+      return nil, message, code
+    end
+  end
+  return offset + #bytes
+end
+
+-- An iterator: called until it returns nil or "" for bytes.
+writers["function"] = function(self, next_bytes)
+  local offset = 0
+  while true do
+    local bytes, message, code = next_bytes()
+    if bytes == nil and message ~= nil then
+      return nil, message, code or "EIO"
+    elseif bytes == nil or bytes == "" then
+      return offset
+    end
+    offset, message, code = writers["string"](self, bytes, offset)
+    if not offset then
+      return nil, message, code
+    end
+  end
+end
+
+-- A regular file of the host: only its data, so that holes stay holes.
+local function write_file(self, fd, progress)
+  local size = assert(uv.fs_fstat(fd)).size
+  local from = 0
+  while from < size do
+    local start, stop, code = core.copy.extent(fd, from)
+    if start == nil then
+      return nil, stop, code
+    elseif start == false then
+      break
+    end
+    while start < math.min(stop, size) do
+      local bytes, message, failed = core.copy.read(fd, start, math.min(CHUNK, stop - start))
+      if not bytes then
+        return nil, message, failed
+      elseif bytes == "" then -- it shrank
+        return start
+      end
+      local sent
+      sent, message, failed = send(self, "write", { offset = start, data = bytes })
+      if not sent then
+        return nil, message, failed
+      end
+      start = start + #bytes
+      if progress then
+        progress(#bytes)
+      end
+    end
+    from = start
+  end
+  return size
+end
+
+-- A pipe, terminal or socket of the host.
+local function fd_reader(fd)
+  local poller = async.poller(fd)
+  return function()
+    while true do
+      if poller then
+        poller:readable()
+      end
+      local bytes, message, code = uv.fs_read(fd, CHUNK, -1)
+      if bytes and bytes ~= "" then
+        return bytes
+      elseif code ~= "EAGAIN" then
+        if poller then
+          poller:close()
+        end
+        if not bytes then
+          return nil, message, code
+        end
+        return nil
+      end
+    end
+  end
+end
+
+local function write_source(self, source, options)
+  if type(source) == "string" or type(source) == "function" then
+    return writers[type(source)](self, source)
+  end
+  local fd = type(source) == "number" and source or source:number()
+  if core.fd.kind(fd) == "file" and not options.append then
+    return write_file(self, fd, options.on_progress)
+  end
+  return writers["function"](self, fd_reader(fd))
+end
+
+--- Writes a file. Atomic: whoever reads sees the old content or the new, never a part. `source` is
+-- bytes, a function that returns pieces until nil, or a descriptor. options: `mode` (default: the
+-- file's own, or 644), `append` (not atomic, adds to the end), `exclusive` (EEXIST when it is there),
+-- `mtime` (seconds), `on_progress(bytes)`.
+-- Returns what stat says of the file then.
+function Files:write(path, source, options)
+  options = options or {}
+  local checked, message, code = check_path(path)
+  if not checked then
+    return nil, message, code
+  end
+  return self.lock:with(function()
+    local begun, failure, failed = send(self, "begin", {
+      path = path,
+      mode = options.mode or KEEP_MODE,
+      append = options.append,
+      exclusive = options.exclusive,
+    })
+    if not begun then
+      return nil, failure, failed
+    end
+    -- Small contents go along at once: one trip instead of two. When BEGIN fails, so does COMMIT.
+    local small = type(source) == "string" and #source <= CHUNK
+    local reply
+    if not small then
+      reply, failure, failed = await(self, begun, path)
+      if not reply then
+        return nil, failure, failed
+      end
+    end
+    local size, complaint, why = write_source(self, source, options)
+    if not size then
+      if not self.closed and not small then
+        request(self, "abort", {})
+      end
+      return nil, complaint, why
+    end
+    local commit = { size = not options.append and size or nil, mtime = options.mtime }
+    local committed
+    committed, failure, failed = send(self, "commit", commit)
+    if not committed then
+      return nil, failure, failed
+    end
+    local begin_failure
+    if small then
+      reply, failure, failed = await(self, begun, path)
+      if not reply and self.closed then
+        return nil, failure, failed
+      end
+      begin_failure = not reply and { failure, failed }
+    end
+    reply, failure, failed = await(self, committed, path)
+    if begin_failure then
+      return nil, begin_failure[1], begin_failure[2]
+    elseif not reply then
+      return nil, failure, failed
+    end
+    return describe(reply.stat)
+  end)
+end
+
+--- Adds to the end of a file, which is made when absent.
+function Files:append(path, source, options)
+  local copy = { append = true, mode = options and options.mode }
+  return self:write(path, source, copy)
+end
+
+--- The entries of a directory: a list of what stat says plus `path`, relative to the directory, sorted.
+-- `recursive` goes into directories, never through links.
+function Files:list(path, options)
+  local checked, message, code = check_path(path)
+  if not checked then
+    return nil, message, code
+  end
+  return self.lock:with(function()
+    local serial, failure, failed = send(self, "list", { path = path, recursive = options and options.recursive })
+    if not serial then
+      return nil, failure, failed
+    end
+    local entries = {}
+    while true do
+      local reply
+      reply, failure, failed = await(self, serial, path)
+      if not reply then
+        return nil, failure, failed
+      elseif reply.op == "done" then
+        break
+      end
+      local entry = describe(reply.stat, reply.target)
+      entry.path = reply.path
+      entries[#entries + 1] = entry
+    end
+    table.sort(entries, function(a, b)
+      return a.path < b.path
+    end)
+    return entries
+  end)
+end
+
+--- What a path is: see describe above. Follows a link at its end unless options.follow is false.
+function Files:stat(path, options)
+  local checked, message, code = check_path(path)
+  if not checked then
+    return nil, message, code
+  end
+  return self.lock:with(function()
+    local follow = not (options and options.follow == false)
+    local reply, failure, failed = request(self, "stat", { path = path, follow = follow })
+    if not reply then
+      return nil, failure, failed
+    end
+    return describe(reply.stat, reply.target)
+  end)
+end
+
+local function simple(op, params)
+  return function(self)
+    local reply, message, code = request(self, op, params)
+    if not reply then
+      return nil, message, code
+    end
+    return true
+  end
+end
+
+local function run(self, op, params)
+  for _, field in ipairs({ "path", "other" }) do
+    if params[field] ~= nil then
+      local checked, message, code = check_path(params[field])
+      if not checked then
+        return nil, message, code
+      end
+    end
+  end
+  return self.lock:with(simple(op, params), self)
+end
+
+--- Makes a directory; options: `mode` (default 755), `parents` (also those above; none is an error).
+function Files:mkdir(path, options)
+  options = options or {}
+  return run(self, "mkdir", { path = path, mode = options.mode or 493, parents = options.parents })
+end
+
+--- Removes a file, link or empty directory; with `recursive` all that is below, never through links.
+function Files:remove(path, options)
+  return run(self, "remove", { path = path, recursive = options and options.recursive })
+end
+
+function Files:rename(from, to)
+  return run(self, "rename", { path = from, other = to })
+end
+
+function Files:chmod(path, mode)
+  return run(self, "chmod", { path = path, mode = mode })
+end
+
+--- Makes a symbolic link at `path` that points to `target`.
+function Files:symlink(target, path)
+  return run(self, "symlink", { path = path, other = target })
+end
+
+--- Sets a modification time, in seconds.
+function Files:touch(path, mtime)
+  return run(self, "times", { path = path, mtime = mtime })
+end
+
+return files
