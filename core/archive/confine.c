@@ -1,0 +1,188 @@
+/* The jail of the unpacking worker: see confine.h. Runs as root until tp_confine_enter returns. */
+#include "confine.h"
+
+#include <errno.h>
+#include <fcntl.h>
+#include <grp.h>
+#include <linux/capability.h>
+#include <linux/mount.h>
+#include <sched.h>
+#include <seccomp.h>
+#include <signal.h>
+#include <stdio.h>
+#include <string.h>
+#include <sys/prctl.h>
+#include <sys/resource.h>
+#include <sys/syscall.h>
+#include <sys/wait.h>
+#include <unistd.h>
+
+#include "../scope.h"
+
+/* glibc's <sys/mount.h> and <linux/mount.h> can't be included together everywhere. */
+int mount(const char *, const char *, const char *, unsigned long, const void *);
+int umount2(const char *, int);
+#define FLAG_REC 16384
+#define FLAG_PRIVATE (1 << 18)
+#define FLAG_DETACH 2
+
+#define MEMORY (1u << 30) /* bytes; xz and zstd want at most some hundred MiB */
+
+static int write_map(pid_t pid, const char *name, const struct tp_range *range,
+                     struct tp_error *err) {
+  char path[64], line[64];
+  snprintf(path, sizeof path, "/proc/%d/%s", (int)pid, name);
+  int length = snprintf(line, sizeof line, "0 %u %u\n", range->base, range->count);
+  TP_CLOSE int fd = open(path, O_WRONLY | O_CLOEXEC);
+  if (fd < 0 || write(fd, line, (size_t)length) != length)
+    return tp_fail(err, errno, "write %s", name);
+  return 0;
+}
+
+int tp_confine_userns(const struct tp_range *range, struct tp_error *err) {
+  /* A process must be in the namespace while its maps are written; then a descriptor holds it. */
+  int ready[2];
+  if (pipe2(ready, O_CLOEXEC) < 0)
+    return tp_fail(err, errno, "make pipe");
+  pid_t pid = fork();
+  if (pid == 0) {
+    char result = unshare(CLONE_NEWUSER) < 0 ? (char)errno : 0;
+    if (write(ready[1], &result, 1) == 1)
+      pause();
+    _exit(0);
+  }
+  close(ready[1]);
+  TP_CLOSE int ready_read = ready[0];
+  if (pid < 0)
+    return tp_fail(err, errno, "fork");
+
+  char result = 0, path[64];
+  int fd = -1;
+  if (read(ready_read, &result, 1) != 1 || result)
+    tp_fail(err, result ? result : EIO, "unshare user namespace");
+  else if (write_map(pid, "uid_map", range, err) == 0 && write_map(pid, "gid_map", range, err) == 0) {
+    snprintf(path, sizeof path, "/proc/%d/ns/user", (int)pid);
+    fd = open(path, O_RDONLY | O_CLOEXEC);
+    if (fd < 0)
+      tp_fail(err, errno, "open user namespace");
+  }
+  kill(pid, SIGKILL);
+  waitpid(pid, NULL, 0);
+  return fd;
+}
+
+int tp_confine_mount(int directory, int userns, struct tp_error *err) {
+  TP_CLOSE int tree = (int)syscall(SYS_open_tree, directory, "",
+                                   AT_EMPTY_PATH | OPEN_TREE_CLONE | OPEN_TREE_CLOEXEC);
+  if (tree < 0)
+    return tp_fail(err, errno, "clone the target's mount");
+  struct mount_attr attr = {
+      .attr_set = MOUNT_ATTR_IDMAP | MOUNT_ATTR_NOSUID | MOUNT_ATTR_NODEV | MOUNT_ATTR_NOEXEC,
+      .userns_fd = (uint64_t)userns,
+  };
+  if (syscall(SYS_mount_setattr, tree, "", AT_EMPTY_PATH, &attr, sizeof attr) < 0)
+    return tp_fail(err, errno, "shift the target's ids (does its file system know idmapped mounts?)");
+  return tp_take_fd(&tree);
+}
+
+/* The namespaces stay owned by the host's user namespace: the worker can't mount even with a full
+ * set of capabilities in its own. */
+static int change_root(int tree, struct tp_error *err) {
+  if (unshare(CLONE_NEWNS | CLONE_NEWNET | CLONE_NEWIPC | CLONE_NEWUTS) < 0)
+    return tp_fail(err, errno, "unshare namespaces");
+  if (mount(NULL, "/", NULL, FLAG_REC | FLAG_PRIVATE, NULL) < 0)
+    return tp_fail(err, errno, "make mounts private");
+  if (syscall(SYS_move_mount, tree, "", AT_FDCWD, "/tmp", MOVE_MOUNT_F_EMPTY_PATH) < 0)
+    return tp_fail(err, errno, "mount the target");
+  if (fchdir(tree) < 0 || syscall(SYS_pivot_root, ".", ".") < 0)
+    return tp_fail(err, errno, "pivot into the target");
+  if (umount2(".", FLAG_DETACH) < 0 || chdir("/") < 0)
+    return tp_fail(err, errno, "leave the host's root");
+  return 0;
+}
+
+static int cut_capabilities(struct tp_error *err) {
+  /* MKNOD and SYS_ADMIN are not here. A FIFO needs neither. */
+  uint64_t keep = 1u << CAP_CHOWN | 1u << CAP_DAC_OVERRIDE | 1u << CAP_DAC_READ_SEARCH |
+                  1u << CAP_FOWNER | 1u << CAP_FSETID | 1u << CAP_SETFCAP;
+  struct __user_cap_header_struct header = {.version = _LINUX_CAPABILITY_VERSION_3};
+  struct __user_cap_data_struct data[2] = {{.effective = (uint32_t)keep, .permitted = (uint32_t)keep}};
+  data[1].effective = data[1].permitted = (uint32_t)(keep >> 32);
+  if (syscall(SYS_capset, &header, data) < 0)
+    return tp_fail(err, errno, "cut capabilities");
+  if (prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) < 0)
+    return tp_fail(err, errno, "forbid new privileges");
+  return 0;
+}
+
+static int set_limits(uint64_t max_bytes, struct tp_error *err) {
+  struct {
+    int what;
+    rlim_t value;
+  } limits[] = {{RLIMIT_FSIZE, max_bytes}, {RLIMIT_AS, MEMORY}, {RLIMIT_NOFILE, 4096}, {RLIMIT_CORE, 0}};
+  for (unsigned i = 0; i < sizeof limits / sizeof *limits; i++) {
+    struct rlimit limit = {limits[i].value, limits[i].value};
+    if (setrlimit((__rlimit_resource_t)limits[i].what, &limit) < 0)
+      return tp_fail(err, errno, "set limit %d", limits[i].what);
+  }
+  signal(SIGXFSZ, SIG_IGN); /* so that EFBIG is told with the file's name */
+  signal(SIGPIPE, SIG_IGN);
+  return 0;
+}
+
+static int install_filter(struct tp_error *err) {
+  static const int calls[] = {
+      SCMP_SYS(read), SCMP_SYS(readv), SCMP_SYS(pread64), SCMP_SYS(write), SCMP_SYS(writev),
+      SCMP_SYS(pwrite64), SCMP_SYS(lseek), SCMP_SYS(close), SCMP_SYS(open), SCMP_SYS(openat),
+      SCMP_SYS(creat), SCMP_SYS(stat), SCMP_SYS(lstat), SCMP_SYS(fstat), SCMP_SYS(newfstatat),
+      SCMP_SYS(statx), SCMP_SYS(statfs), SCMP_SYS(fstatfs), SCMP_SYS(access), SCMP_SYS(faccessat),
+      SCMP_SYS(faccessat2), SCMP_SYS(readlink), SCMP_SYS(readlinkat), SCMP_SYS(getdents64),
+      SCMP_SYS(getcwd), SCMP_SYS(chdir), SCMP_SYS(fchdir), SCMP_SYS(mkdir), SCMP_SYS(mkdirat),
+      SCMP_SYS(rmdir), SCMP_SYS(unlink), SCMP_SYS(unlinkat), SCMP_SYS(rename), SCMP_SYS(renameat),
+      SCMP_SYS(renameat2), SCMP_SYS(link), SCMP_SYS(linkat), SCMP_SYS(symlink), SCMP_SYS(symlinkat),
+      SCMP_SYS(mknod), SCMP_SYS(mknodat), SCMP_SYS(chown), SCMP_SYS(fchown), SCMP_SYS(lchown),
+      SCMP_SYS(fchownat), SCMP_SYS(chmod), SCMP_SYS(fchmod), SCMP_SYS(fchmodat), SCMP_SYS(umask),
+      SCMP_SYS(utime), SCMP_SYS(utimes), SCMP_SYS(futimesat), SCMP_SYS(utimensat),
+      SCMP_SYS(ftruncate), SCMP_SYS(truncate), SCMP_SYS(fallocate), SCMP_SYS(setxattr),
+      SCMP_SYS(lsetxattr), SCMP_SYS(fsetxattr), SCMP_SYS(getxattr), SCMP_SYS(lgetxattr),
+      SCMP_SYS(fgetxattr), SCMP_SYS(fcntl), SCMP_SYS(dup), SCMP_SYS(brk), SCMP_SYS(munmap),
+      SCMP_SYS(mremap), SCMP_SYS(madvise), SCMP_SYS(futex), SCMP_SYS(getpid), SCMP_SYS(gettid),
+      SCMP_SYS(getuid), SCMP_SYS(geteuid), SCMP_SYS(getgid), SCMP_SYS(getegid),
+      SCMP_SYS(clock_gettime), SCMP_SYS(gettimeofday), SCMP_SYS(time), SCMP_SYS(getrandom),
+      SCMP_SYS(rt_sigaction), SCMP_SYS(rt_sigprocmask), SCMP_SYS(rt_sigreturn), SCMP_SYS(tgkill),
+      SCMP_SYS(restart_syscall), SCMP_SYS(exit), SCMP_SYS(exit_group),
+  };
+  scmp_filter_ctx filter = seccomp_init(SCMP_ACT_ERRNO(EPERM));
+  int result = filter ? 0 : -ENOMEM;
+  for (unsigned i = 0; result == 0 && i < sizeof calls / sizeof *calls; i++)
+    result = seccomp_rule_add(filter, SCMP_ACT_ALLOW, calls[i], 0);
+  /* Memory may be mapped, never made executable. */
+  if (result == 0)
+    result = seccomp_rule_add(filter, SCMP_ACT_ALLOW, SCMP_SYS(mmap), 1,
+                              SCMP_A2(SCMP_CMP_MASKED_EQ, 4 /* PROT_EXEC */, 0));
+  if (result == 0)
+    result = seccomp_rule_add(filter, SCMP_ACT_ALLOW, SCMP_SYS(mprotect), 1,
+                              SCMP_A2(SCMP_CMP_MASKED_EQ, 4, 0));
+  if (result == 0)
+    result = seccomp_load(filter);
+  seccomp_release(filter);
+  return result == 0 ? 0 : tp_fail(err, -result, "install the system call filter");
+}
+
+int tp_confine_enter(int tree, int userns, uint64_t max_bytes, struct tp_error *err) {
+  if (change_root(tree, err) < 0)
+    return -1;
+  if (setns(userns, CLONE_NEWUSER) < 0)
+    return tp_fail(err, errno, "enter user namespace");
+  if (setgroups(0, NULL) < 0 || setresgid(0, 0, 0) < 0 || setresuid(0, 0, 0) < 0)
+    return tp_fail(err, errno, "become the range's root");
+  close(tree);
+  close(userns);
+
+  prctl(PR_SET_DUMPABLE, 0, 0, 0, 0);
+  if (prctl(PR_SET_PDEATHSIG, SIGKILL, 0, 0, 0) < 0)
+    return tp_fail(err, errno, "tie to the supervisor");
+  if (set_limits(max_bytes, err) < 0 || cut_capabilities(err) < 0)
+    return -1;
+  return install_filter(err);
+}

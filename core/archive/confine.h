@@ -1,0 +1,28 @@
+/* The jail of the unpacking worker.
+ *
+ * The worker's root directory is the target alone, seen through an idmapped mount, in a mount
+ * namespace that it has no power over; its ids are those of the sandbox's range; it keeps the
+ * capabilities to give files owners and modes, within that range, and a filter without sockets,
+ * exec, mounts and new namespaces. A bug in a decompressor gets this and no more. */
+#ifndef TP_CONFINE_H
+#define TP_CONFINE_H
+
+#include <stdint.h>
+
+#include "../error.h"
+
+struct tp_range {
+  uint32_t base, count;
+};
+
+/* A user namespace with 0..count-1 mapped to the range, held by the descriptor that is returned. */
+int tp_confine_userns(const struct tp_range *range, struct tp_error *err);
+
+/* A detached mount of the directory, its on-disk ids 0..count-1 shifted into the range. */
+int tp_confine_mount(int directory, int userns, struct tp_error *err);
+
+/* In the child, after fork from a process that has unshared CLONE_NEWPID: enter the jail. Closes
+ * `mount` and `userns`. `max_bytes` bounds each file. There is no way back. */
+int tp_confine_enter(int mount, int userns, uint64_t max_bytes, struct tp_error *err);
+
+#endif

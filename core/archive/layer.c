@@ -1,0 +1,264 @@
+/* Applying one tar stream: see layer.h. */
+#include "layer.h"
+
+#include <archive_entry.h>
+#include <errno.h>
+#include <limits.h>
+#include <string.h>
+#include <sys/stat.h>
+#include <time.h>
+#include <unistd.h>
+
+#include "../scope.h"
+#include "remove.h"
+
+#define WHITEOUT ".wh."
+#define OPAQUE ".wh..wh..opq"
+#define PROGRESS_MS 200
+
+int tp_layer_clean_name(const char *name, char *clean, size_t size, struct tp_error *err) {
+  size_t used = 0;
+  while (*name) {
+    size_t part = strcspn(name, "/");
+    if (part == 2 && name[0] == '.' && name[1] == '.')
+      return tp_fail(err, EBADMSG, "name leads upwards");
+    if (part && !(part == 1 && *name == '.')) {
+      if (used + part + 2 > size || part > NAME_MAX)
+        return tp_fail(err, ENAMETOOLONG, "name of an entry");
+      if (used)
+        clean[used++] = '/';
+      memcpy(clean + used, name, part);
+      used += part;
+    }
+    name += part + (name[part] == '/');
+  }
+  clean[used] = '\0';
+  return 0;
+}
+
+static void tell_progress(struct tp_unpack *unpack) {
+  struct timespec now;
+  clock_gettime(CLOCK_MONOTONIC, &now);
+  int64_t ms = now.tv_sec * 1000 + now.tv_nsec / 1000000;
+  if (ms - unpack->reported < PROGRESS_MS)
+    return;
+  unpack->reported = ms;
+  unpack->report.kind = TP_REPORT_PROGRESS;
+  /* A supervisor that is gone takes us with it (PR_SET_PDEATHSIG), so the result says nothing. */
+  if (write(unpack->report_fd, &unpack->report, sizeof unpack->report) < 0)
+    return;
+}
+
+/* 1 when `path` is a whiteout, which is then applied; 0 when it is an ordinary name. */
+static int whiteout(char *path, const struct tp_paths *written, struct tp_error *err) {
+  char *slash = strrchr(path, '/'), *name = slash ? slash + 1 : path;
+  if (strncmp(name, WHITEOUT, strlen(WHITEOUT)) != 0)
+    return 0;
+  if (strcmp(name, OPAQUE) == 0) {
+    if (slash)
+      *slash = '\0';
+    return tp_remove_inside(slash ? path : "", written, err) < 0 ? -1 : 1;
+  }
+  char *hidden = name + strlen(WHITEOUT);
+  if (strncmp(hidden, WHITEOUT, strlen(WHITEOUT)) == 0)
+    return 1; /* .wh..wh.plnk and the like: AUFS's own bookkeeping */
+  if (!*hidden || strcmp(hidden, ".") == 0 || strcmp(hidden, "..") == 0)
+    return tp_fail(err, EBADMSG, "whiteout of no name");
+  memmove(name, hidden, strlen(hidden) + 1);
+  return tp_remove(path, written, err) < 0 ? -1 : 1;
+}
+
+/* An entry replaces what is at its place, except for a directory by a directory. */
+static int clear_place(const char *path, bool directory, struct tp_error *err) {
+  struct stat st;
+  if (lstat(path, &st) < 0)
+    return errno == ENOENT || errno == ENOTDIR ? 0 : tp_fail(err, errno, "look at place");
+  if (directory && S_ISDIR(st.st_mode))
+    return 0;
+  return tp_remove(path, NULL, err);
+}
+
+/* Only what means something in a sandbox: file capabilities and user attributes. */
+static void filter_attributes(struct tp_unpack *unpack, struct archive_entry *entry) {
+  struct kept {
+    struct kept *next;
+    size_t size;
+    const char *name;
+    char value[];
+  } *kept = NULL;
+  const char *name;
+  const void *value;
+  size_t size;
+
+  if (archive_entry_xattr_reset(entry) == 0)
+    return;
+  while (archive_entry_xattr_next(entry, &name, &value, &size) == ARCHIVE_OK) {
+    struct kept *one = NULL;
+    if (!unpack->plain && name && size <= 65536 &&
+        (strcmp(name, "security.capability") == 0 || strncmp(name, "user.", 5) == 0))
+      one = malloc(sizeof *one + size + strlen(name) + 1);
+    if (!one) {
+      unpack->report.skipped++;
+      continue;
+    }
+    memcpy(one->value, value, size);
+    one->name = strcpy(one->value + size, name);
+    one->size = size;
+    one->next = kept;
+    kept = one;
+  }
+  archive_entry_xattr_clear(entry);
+  while (kept) {
+    struct kept *one = kept;
+    archive_entry_xattr_add_entry(entry, one->name, one->value, one->size);
+    kept = one->next;
+    free(one);
+  }
+}
+
+static int copy_content(struct tp_unpack *unpack, struct tp_source *source, struct archive *disk,
+                        struct tp_error *err) {
+  const void *block;
+  size_t size;
+  la_int64_t offset;
+  int result;
+  while ((result = archive_read_data_block(source->tar, &block, &size, &offset)) == ARCHIVE_OK) {
+    unpack->report.bytes += size;
+    if (unpack->report.bytes > unpack->max_bytes)
+      return tp_fail(err, EFBIG, "more than %llu bytes in all", (unsigned long long)unpack->max_bytes);
+    if (archive_write_data_block(disk, block, size, offset) != ARCHIVE_OK)
+      return tp_fail(err, archive_errno(disk), "write");
+    tell_progress(unpack);
+  }
+  return result == ARCHIVE_EOF ? 0 : tp_source_fail(source, err);
+}
+
+/* 1 when the entry's type is one that is left out. */
+static bool left_out(const struct tp_unpack *unpack, struct archive_entry *entry) {
+  if (archive_entry_hardlink(entry))
+    return false;
+  switch (archive_entry_filetype(entry)) {
+  case AE_IFREG:
+  case AE_IFDIR:
+  case AE_IFLNK: return false;
+  case AE_IFIFO: return unpack->plain;
+  default: return true;
+  }
+}
+
+static int restore(struct tp_unpack *unpack, struct tp_source *source, struct archive *disk,
+                   struct archive_entry *entry, const char *path, struct tp_error *err) {
+  bool directory = archive_entry_filetype(entry) == AE_IFDIR && !archive_entry_hardlink(entry);
+  if (!*path && !directory)
+    return tp_fail(err, EBADMSG, "the root is not a directory");
+  if (!unpack->plain && (archive_entry_uid(entry) < 0 || archive_entry_gid(entry) < 0 ||
+                         archive_entry_uid(entry) > unpack->max_id ||
+                         archive_entry_gid(entry) > unpack->max_id))
+    return tp_fail(err, ERANGE, "owner %lld:%lld is beyond the %u ids of a sandbox",
+                   (long long)archive_entry_uid(entry), (long long)archive_entry_gid(entry),
+                   unpack->max_id + 1);
+  if (*path && clear_place(path, directory, err) < 0)
+    return -1;
+
+  archive_entry_copy_pathname(entry, *path ? path : ".");
+  if (archive_entry_hardlink(entry)) {
+    char target[PATH_MAX];
+    if (tp_layer_clean_name(archive_entry_hardlink(entry), target, sizeof target, err) < 0)
+      return tp_wrap(err, "hard link's target");
+    archive_entry_copy_hardlink(entry, target);
+    archive_entry_set_size(entry, 0); /* the content is the target's; a FIFO would block us */
+  }
+  if (unpack->plain)
+    archive_entry_set_perm(entry, directory ? 0700 : 0600);
+  filter_attributes(unpack, entry);
+
+  if (archive_write_header(disk, entry) != ARCHIVE_OK)
+    return tp_fail(err, archive_errno(disk), "%s", archive_error_string(disk));
+  if (!archive_entry_hardlink(entry) && archive_entry_filetype(entry) == AE_IFREG &&
+      copy_content(unpack, source, disk, err) < 0)
+    return -1;
+  if (archive_write_finish_entry(disk) != ARCHIVE_OK)
+    return tp_fail(err, archive_errno(disk), "%s", archive_error_string(disk));
+  return 0;
+}
+
+static int apply_entry(struct tp_unpack *unpack, struct tp_source *source, struct archive *disk,
+                       struct archive_entry *entry, struct tp_paths *written,
+                       struct tp_error *err) {
+  const char *name = archive_entry_pathname(entry);
+  char path[PATH_MAX];
+  if (++unpack->report.entries > unpack->max_entries)
+    return tp_fail(err, EFBIG, "more than %llu entries", (unsigned long long)unpack->max_entries);
+  tell_progress(unpack);
+  if (!name)
+    return tp_fail(err, EBADMSG, "entry %llu has no name",
+                   (unsigned long long)unpack->report.entries);
+  if (tp_layer_clean_name(name, path, sizeof path, err) < 0)
+    return tp_wrap(err, "%.200s", name);
+
+  int hidden = unpack->plain ? 0 : whiteout(path, written, err);
+  if (hidden < 0)
+    return tp_wrap(err, "%.200s", name);
+  if (hidden)
+    return 0;
+  if (left_out(unpack, entry)) {
+    unpack->report.skipped++;
+    return 0;
+  }
+  if (restore(unpack, source, disk, entry, path, err) < 0)
+    return tp_wrap(err, "%.200s", path);
+  return tp_paths_add(written, path, err);
+}
+
+/* A symbolic link of the image may stand in the way to a file (bin -> usr/bin): it is followed, as
+ * the root directory is the target itself. A plain archive has no use for that. */
+static struct archive *new_disk(const struct tp_unpack *unpack) {
+  int flags = ARCHIVE_EXTRACT_SECURE_NODOTDOT | ARCHIVE_EXTRACT_SECURE_NOABSOLUTEPATHS |
+              ARCHIVE_EXTRACT_PERM | ARCHIVE_EXTRACT_TIME;
+  if (unpack->plain)
+    flags |= ARCHIVE_EXTRACT_SECURE_SYMLINKS;
+  else
+    flags |= ARCHIVE_EXTRACT_OWNER | ARCHIVE_EXTRACT_XATTR;
+  struct archive *disk = archive_write_disk_new();
+  if (disk)
+    archive_write_disk_set_options(disk, flags);
+  return disk;
+}
+
+static int apply(struct tp_unpack *unpack, struct tp_source *source, struct archive *disk,
+                 struct tp_paths *written, struct tp_error *err) {
+  struct archive_entry *entry;
+  int result;
+  while ((result = archive_read_next_header(source->tar, &entry)) == ARCHIVE_OK)
+    if (apply_entry(unpack, source, disk, entry, written, err) < 0)
+      return -1;
+  if (result != ARCHIVE_EOF)
+    return tp_source_fail(source, err);
+  /* Times and modes of directories are set here, after what is in them. */
+  if (archive_write_close(disk) != ARCHIVE_OK)
+    return tp_fail(err, archive_errno(disk), "%s", archive_error_string(disk));
+  return 0;
+}
+
+int tp_layer_apply(struct tp_unpack *unpack, const struct tp_layer *layer, struct tp_error *err) {
+  struct tp_paths written = {0};
+  struct archive *disk = new_disk(unpack);
+  TP_FREE struct tp_source *source = calloc(1, sizeof *source);
+  if (!source || !disk) {
+    archive_write_free(disk);
+    return tp_fail(err, ENOMEM, "%s", layer->name);
+  }
+
+  int result = tp_source_open(source, layer, unpack->max_bytes, err);
+  if (result == 0) {
+    result = apply(unpack, source, disk, &written, err);
+    if (result == 0)
+      result = tp_source_verify(source, err);
+  }
+  if (result < 0)
+    tp_wrap(err, "%s", layer->name);
+  archive_write_free(disk);
+  tp_source_close(source);
+  tp_paths_free(&written);
+  return result;
+}

@@ -1,0 +1,299 @@
+/* tidepool-unpack: extracts archives into a directory, confined to it.
+ *
+ *   tidepool-unpack --target DIR --uid-base N [--count 65536] [--plain] [--finish]
+ *                   [--max-bytes N] [--max-entries N] [--blobs DIR]
+ *                   --stdin | --layer PATH [--digest sha256:HEX] [--diff-id sha256:HEX] ...
+ *   tidepool-unpack --print PATH --blobs DIR [--digest sha256:HEX] [--max-bytes N]
+ *
+ * The supervisor (root) opens target and layers, then a worker enters the jail of confine.h and
+ * reads them. Layer paths are looked up beneath --blobs, which a hostile archive may have filled.
+ * Standard output tells "progress BYTES ENTRIES" about five times a second and at the end "done
+ * BYTES ENTRIES SKIPPED"; standard error tells "CODE: message". Exit status 0, 1, or 2 for a wrong
+ * command line. What failed leaves a target that the caller must delete.
+ * --print copies a small file to standard output once its digest is right. */
+#include <errno.h>
+#include <fcntl.h>
+#include <linux/openat2.h>
+#include <locale.h>
+#include <sched.h>
+#include <signal.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/prctl.h>
+#include <sys/stat.h>
+#include <sys/syscall.h>
+#include <sys/wait.h>
+#include <unistd.h>
+
+#include "../scope.h"
+#include "confine.h"
+#include "finish.h"
+#include "layer.h"
+
+#define MAX_LAYERS 256
+#define MAX_PRINT (4u << 20)
+
+struct options {
+  const char *target, *blobs, *print;
+  struct tp_range range;
+  struct tp_layer layers[MAX_LAYERS];
+  unsigned layer_count;
+  bool finish;
+  struct tp_unpack unpack;
+};
+
+static int usage(const char *what) {
+  fprintf(stderr, "EINVAL: tidepool-unpack: wrong or missing %s\n", what);
+  return 2;
+}
+
+static bool number(const char *text, uint64_t max, uint64_t *value) {
+  char *end;
+  errno = 0;
+  *value = strtoull(text, &end, 10);
+  return *text >= '0' && *text <= '9' && !*end && !errno && *value && *value <= max;
+}
+
+/* 0, or the exit status 2. Digests belong to the layer (or --print) before them. */
+static int parse(int argc, char **argv, struct options *options) {
+  struct tp_layer *layer = NULL;
+  uint64_t value;
+  for (int i = 1; i < argc; i++) {
+    const char *name = argv[i], *argument = i + 1 < argc ? argv[i + 1] : "";
+    if (strcmp(name, "--plain") == 0) {
+      options->unpack.plain = true;
+      continue;
+    } else if (strcmp(name, "--finish") == 0) {
+      options->finish = true;
+      continue;
+    }
+    bool from_stdin = strcmp(name, "--stdin") == 0;
+    if (from_stdin || strcmp(name, "--layer") == 0 || strcmp(name, "--print") == 0) {
+      if (options->layer_count == MAX_LAYERS)
+        return usage("number of layers");
+      layer = &options->layers[options->layer_count++];
+      layer->fd = -1;
+      layer->name = from_stdin ? "-" : argument;
+      if (strcmp(name, "--print") == 0)
+        options->print = argument;
+      i += !from_stdin;
+    } else if (strcmp(name, "--digest") == 0 && layer) {
+      if (tp_digest_parse(argument, layer->digest) < 0)
+        return usage(name);
+      i++;
+    } else if (strcmp(name, "--diff-id") == 0 && layer) {
+      if (tp_digest_parse(argument, layer->diff_id) < 0)
+        return usage(name);
+      i++;
+    } else if (strcmp(name, "--target") == 0) {
+      options->target = argv[++i];
+    } else if (strcmp(name, "--blobs") == 0) {
+      options->blobs = argv[++i];
+    } else {
+      bool known = true;
+      if (strcmp(name, "--uid-base") == 0 && number(argument, UINT32_MAX, &value))
+        options->range.base = (uint32_t)value;
+      else if (strcmp(name, "--count") == 0 && number(argument, 1u << 24, &value))
+        options->range.count = (uint32_t)value;
+      else if (strcmp(name, "--max-bytes") == 0 && number(argument, INT64_MAX, &value))
+        options->unpack.max_bytes = value;
+      else if (strcmp(name, "--max-entries") == 0 && number(argument, UINT32_MAX, &value))
+        options->unpack.max_entries = value;
+      else
+        known = false;
+      if (!known)
+        return usage(name);
+      i++;
+    }
+  }
+  if (!options->layer_count)
+    return usage("layer");
+  if (options->print && (options->layer_count != 1 || !options->blobs))
+    return usage("--blobs");
+  if (!options->print && (!options->target || !options->range.base))
+    return usage("--target or --uid-base");
+  return 0;
+}
+
+static int open_blob(int blobs, const struct tp_layer *layer, struct tp_error *err) {
+  if (strcmp(layer->name, "-") == 0)
+    return STDIN_FILENO;
+  struct open_how how = {.flags = O_RDONLY | O_NONBLOCK | O_NOCTTY | O_CLOEXEC};
+  if (blobs != AT_FDCWD)
+    how.resolve = RESOLVE_BENEATH | RESOLVE_NO_MAGICLINKS;
+  TP_CLOSE int fd = (int)syscall(SYS_openat2, blobs, layer->name, &how, sizeof how);
+  struct stat st;
+  if (fd < 0)
+    return tp_fail(err, errno, "open %.300s", layer->name);
+  if (fstat(fd, &st) < 0 || !S_ISREG(st.st_mode))
+    return tp_fail(err, EINVAL, "%.300s is not a regular file", layer->name);
+  return tp_take_fd(&fd);
+}
+
+static int open_blobs(struct options *options, struct tp_error *err) {
+  int blobs = AT_FDCWD;
+  if (options->blobs) {
+    blobs = open(options->blobs, O_PATH | O_DIRECTORY | O_CLOEXEC);
+    if (blobs < 0)
+      return tp_fail(err, errno, "open %s", options->blobs);
+  }
+  for (unsigned i = 0; i < options->layer_count; i++) {
+    options->layers[i].fd = open_blob(blobs, &options->layers[i], err);
+    if (options->layers[i].fd < 0)
+      return -1;
+  }
+  if (blobs >= 0)
+    close(blobs);
+  return 0;
+}
+
+/* Copies the file to standard output after its digest is known to be right. */
+static int print_blob(const struct options *options, struct tp_error *err) {
+  const struct tp_layer *layer = &options->layers[0];
+  size_t limit = options->unpack.max_bytes < MAX_PRINT ? options->unpack.max_bytes : MAX_PRINT;
+  size_t size = 0;
+  ssize_t got;
+  TP_FREE uint8_t *content = malloc(limit + 1);
+  if (!content)
+    return tp_fail(err, ENOMEM, "%.300s", layer->name);
+  while (size <= limit && (got = read(layer->fd, content + size, limit + 1 - size)) != 0) {
+    if (got < 0)
+      return tp_fail(err, errno, "read %.300s", layer->name);
+    size += (size_t)got;
+  }
+  if (size > limit)
+    return tp_fail(err, EFBIG, "%.300s has more than %zu bytes", layer->name, limit);
+
+  struct sha256_ctx context;
+  char hex[TP_DIGEST_HEX + 1];
+  sha256_init(&context);
+  sha256_update(&context, size, content);
+  tp_digest_hex(&context, hex);
+  if (*layer->digest && strcmp(hex, layer->digest) != 0)
+    return tp_fail(err, EBADMSG, "%.300s has another digest (sha256:%.16s...)", layer->name, hex);
+  for (size_t done = 0; done < size; done += (size_t)got)
+    if ((got = write(STDOUT_FILENO, content + done, size - done)) < 0)
+      return tp_fail(err, errno, "write");
+  return 0;
+}
+
+/* The worker: never returns, reports its end. */
+static void work(struct options *options, int tree, int userns) {
+  struct tp_unpack *unpack = &options->unpack;
+  struct tp_error err = {.code = 0};
+  int result = tp_confine_enter(tree, userns, unpack->max_bytes, &err);
+  umask(022);
+  for (unsigned i = 0; result == 0 && i < options->layer_count; i++)
+    result = tp_layer_apply(unpack, &options->layers[i], &err);
+  if (result == 0 && options->finish && tp_finish(&err) < 0)
+    result = tp_wrap(&err, "finish the image");
+
+  unpack->report.kind = result < 0 ? TP_REPORT_FAILED : TP_REPORT_DONE;
+  unpack->report.code = err.code;
+  memcpy(unpack->report.text, err.message, sizeof err.message);
+  ssize_t sent = write(unpack->report_fd, &unpack->report, sizeof unpack->report);
+  _exit(result < 0 || sent < 0 ? 1 : 0);
+}
+
+/* Print what the worker tells until it ends; its word is not trusted beyond numbers. */
+static int supervise(int reports, pid_t pid, struct tp_error *err) {
+  struct tp_report report;
+  ssize_t got;
+  bool done = false, failed = false;
+  while ((got = read(reports, &report, sizeof report)) == (ssize_t)sizeof report) {
+    report.text[sizeof report.text - 1] = '\0';
+    for (char *c = report.text; *c; c++)
+      if ((unsigned char)*c < ' ' || *c == 0x7f)
+        *c = '?';
+    if (report.kind == TP_REPORT_PROGRESS)
+      printf("progress %llu %llu\n", (unsigned long long)report.bytes,
+             (unsigned long long)report.entries);
+    done = report.kind == TP_REPORT_DONE;
+    if (report.kind == TP_REPORT_FAILED) {
+      failed = true;
+      err->code = report.code > 0 ? report.code : EIO;
+      memcpy(err->message, report.text, sizeof err->message);
+    }
+    fflush(stdout);
+  }
+  int status;
+  while (waitpid(pid, &status, 0) < 0 && errno == EINTR)
+    ;
+  if (failed)
+    return -1;
+  if (!done || !WIFEXITED(status) || WEXITSTATUS(status) != 0)
+    return tp_fail(err, EIO, "the unpacking worker ended by %s %d",
+                   WIFSIGNALED(status) ? "signal" : "status",
+                   WIFSIGNALED(status) ? WTERMSIG(status) : WEXITSTATUS(status));
+  printf("done %llu %llu %llu\n", (unsigned long long)report.bytes,
+         (unsigned long long)report.entries, (unsigned long long)report.skipped);
+  return 0;
+}
+
+static int unpack(struct options *options, struct tp_error *err) {
+  TP_CLOSE int target = open(options->target, O_RDONLY | O_DIRECTORY | O_CLOEXEC);
+  if (target < 0)
+    return tp_fail(err, errno, "open %s", options->target);
+  TP_CLOSE int userns = tp_confine_userns(&options->range, err);
+  if (userns < 0)
+    return -1;
+  TP_CLOSE int tree = tp_confine_mount(target, userns, err);
+  if (tree < 0)
+    return -1;
+
+  int reports[2];
+  if (pipe2(reports, O_CLOEXEC) < 0)
+    return tp_fail(err, errno, "make pipe");
+  if (unshare(CLONE_NEWPID) < 0)
+    return tp_fail(err, errno, "unshare pid namespace");
+  pid_t pid = fork();
+  if (pid == 0) {
+    int null = open("/dev/null", O_RDWR | O_CLOEXEC);
+    bool uses_stdin = false;
+    for (unsigned i = 0; i < options->layer_count; i++)
+      uses_stdin |= options->layers[i].fd == STDIN_FILENO;
+    for (int fd = uses_stdin ? 1 : 0; fd < 3; fd++)
+      dup2(null, fd);
+    close(null);
+    close(target);
+    close(reports[0]);
+    options->unpack.report_fd = reports[1];
+    work(options, tree, userns);
+  }
+  close(reports[1]);
+  TP_CLOSE int reports_read = reports[0];
+  if (pid < 0)
+    return tp_fail(err, errno, "fork");
+  close(STDIN_FILENO); /* else whoever feeds us would wait on a worker that is gone */
+  if (supervise(reports_read, pid, err) < 0)
+    return -1;
+  if (syncfs(target) < 0)
+    return tp_fail(err, errno, "sync %s", options->target);
+  return 0;
+}
+
+int main(int argc, char **argv) {
+  static struct options options = {
+      .range = {.count = 65536},
+      .unpack = {.max_bytes = 32ull << 30, .max_entries = 4000000},
+  };
+  struct tp_error err;
+
+  close_range(3, ~0u, 0);
+  prctl(PR_SET_PDEATHSIG, SIGKILL, 0, 0, 0); /* nothing is half-made by a server that is gone */
+  setlocale(LC_CTYPE, "C.UTF-8"); /* names in PAX headers are UTF-8 */
+  signal(SIGPIPE, SIG_IGN);
+
+  int status = parse(argc, argv, &options);
+  if (status)
+    return status;
+  options.unpack.max_id = options.range.count - 1;
+  int result = open_blobs(&options, &err);
+  if (result == 0)
+    result = options.print ? print_blob(&options, &err) : unpack(&options, &err);
+  if (result == 0)
+    return 0;
+  fprintf(stderr, "%s: %s\n", tp_error_name(err.code), err.message);
+  return 1;
+}
