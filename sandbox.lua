@@ -29,7 +29,7 @@ if ! command -v luajit >/dev/null 2>&1; then
 fi
 exec luajit "$self" "$@"
 ]]
-_ = nil -- luacheck: ignore 111
+_ = nil
 
 local source = debug.getinfo(1, "S").source:gsub("^@", "")
 local repo = source:match("^(.*)/[^/]*$") or "."

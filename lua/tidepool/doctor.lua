@@ -1,0 +1,504 @@
+--- What this machine offers, what each lack costs, and what to do about it.
+--
+-- Runs as anyone, before anything is installed but LuaJIT, and changes nothing: it reads /proc and
+-- /sys and makes two harmless system calls. What only root can find out, it says so.
+local ffi = require("ffi")
+local bootstrap = require("tidepool.bootstrap")
+local paths = require("tidepool.paths")
+
+local doctor = {}
+
+ffi.cdef [[
+long syscall(long number, ...);
+int getpid(void);
+int access(const char *path, int mode);
+struct tp_bpf_load {
+  uint32_t type, count;
+  uint64_t instructions, license;
+  uint32_t log_level, log_size;
+  uint64_t log;
+  uint32_t kernel_version, flags;
+  char name[16];
+  uint32_t interface, attach;
+};
+]]
+
+local GiB = 2 ^ 30
+local root = ffi.C.geteuid() == 0
+local numbers = ({
+  x64 = { bpf = 321, pidfd_open = 434 },
+  arm64 = { bpf = 280, pidfd_open = 434 },
+})[jit.arch] or {}
+
+local function read(path)
+  local file = io.open(path, "rb")
+  if not file then
+    return nil
+  end
+  local bytes = file:read("*a")
+  file:close()
+  return bytes
+end
+
+local function capture(command)
+  local pipe = io.popen("LC_ALL=C " .. command .. " 2>/dev/null")
+  local out = pipe and pipe:read("*a") or ""
+  if pipe then
+    pipe:close()
+  end
+  return out
+end
+
+local function exists(path)
+  return ffi.C.access(path, 0) == 0
+end
+
+local function on_path(program)
+  for directory in ((os.getenv("PATH") or "") .. ":/usr/sbin:/sbin"):gmatch("[^:]+") do
+    local file = io.open(directory .. "/" .. program, "rb")
+    if file then
+      file:close()
+      return directory .. "/" .. program
+    end
+  end
+end
+
+local release = (read("/proc/sys/kernel/osrelease") or "unknown"):gsub("%s+$", "")
+local major, minor = release:match("^(%d+)%.(%d+)")
+local version = tonumber(major or 0) * 1000 + tonumber(minor or 0)
+
+local function kernel_at_least(a, b)
+  return version >= a * 1000 + b
+end
+
+-- A file system or module: in the kernel now, or as a module that the kernel loads when asked.
+local function module_state(name, filesystem)
+  if filesystem and ("\n" .. (read("/proc/filesystems") or "")):find("%s" .. filesystem .. "\n") then
+    return "in the kernel"
+  end
+  if exists("/sys/module/" .. name) then
+    return "in the kernel"
+  end
+  local directory = "/lib/modules/" .. release
+  for _, index in ipairs { "/modules.builtin", "/modules.dep" } do
+    if (read(directory .. index) or ""):find("/" .. name .. "%.ko") then
+      return index == "/modules.dep" and "a module" or "in the kernel"
+    end
+  end
+end
+
+local function ok(found)
+  return { status = "ok", found = found }
+end
+
+local function warn(found, cost, fix)
+  return { status = "warn", found = found, cost = cost, fix = fix }
+end
+
+local function fail(found, cost, fix)
+  return { status = "fail", found = found, cost = cost, fix = fix }
+end
+
+local function gib(bytes)
+  return string.format("%.1f GiB", bytes / GiB)
+end
+
+-- One row a function, in the order in which they are shown -----------------------------------------
+
+local rows = {}
+
+local function row(name, fn)
+  rows[#rows + 1] = { name, fn }
+end
+
+row("kernel", function()
+  if kernel_at_least(5, 15) then
+    return ok(release)
+  end
+  return fail(release, "sandboxes can't start: idmapped mounts of btrfs came with 5.15",
+    "install a newer kernel (Debian 12 has 6.1)")
+end)
+
+row("privilege", function()
+  local mask = (read("/proc/self/status") or ""):match("CapEff:%s*(%x+)") or "0"
+  -- CAP_SYS_ADMIN is bit 21, so bit 1 of the sixth digit from the right.
+  local digit = tonumber(mask:sub(-6, -6), 16) or 0
+  local admin = digit % 4 >= 2
+  if not root then
+    return warn("not root", "the server can't be started, and some rows below could not be checked",
+      "run it again with sudo")
+  elseif not admin then
+    return fail("root without CAP_SYS_ADMIN", "sandboxes can't start",
+      "this is a container that forbids it: give it --privileged, or use the host")
+  end
+  return ok("root")
+end)
+
+local function cgroups()
+  local found = { v1 = {} }
+  for line in (read("/proc/self/mountinfo") or ""):gmatch("[^\n]+") do
+    local point, kind, options = line:match("^%S+ %S+ %S+ %S+ (%S+) .- %- (%S+) %S+ (%S+)")
+    if kind == "cgroup2" then
+      found.v2 = found.v2 or point
+    elseif kind == "cgroup" then
+      for option in options:gmatch("[^,]+") do
+        found.v1[option] = point
+      end
+    end
+  end
+  for controller in (read((found.v2 or "") .. "/cgroup.controllers") or ""):gmatch("%S+") do
+    found[controller] = "v2"
+  end
+  for _, controller in ipairs { "memory", "cpu", "pids" } do
+    if not found[controller] and found.v1[controller] then
+      found[controller] = "v1"
+    end
+  end
+  return found
+end
+
+row("cgroups", function()
+  local found = cgroups()
+  local v1 = next(found.v1) ~= nil
+  if not found.v2 then
+    return fail(v1 and "v1 alone" or "not mounted", "sandboxes can't start: killing and freezing a tree of processes need v2",
+      "mount -t cgroup2 none /sys/fs/cgroup (beside v1: /sys/fs/cgroup/unified)")
+  elseif not kernel_at_least(5, 14) then
+    return fail("v2 without cgroup.kill", "process trees can't be killed at once", "install a kernel of 5.14 or newer")
+  end
+  return ok((v1 and "hybrid, v2 at " or "v2 at ") .. found.v2)
+end)
+
+row("cgroup controllers", function()
+  local found, have, lack = cgroups(), {}, {}
+  for _, controller in ipairs { "memory", "cpu", "pids" } do
+    if found[controller] then
+      have[#have + 1] = controller .. " (" .. found[controller] .. ")"
+    else
+      lack[#lack + 1] = controller
+    end
+  end
+  local text = #have > 0 and table.concat(have, ", ") or "none"
+  if #lack > 0 then
+    return warn(text, "limits on " .. table.concat(lack, ", ") .. " are not enforced (`info` says so)",
+      "boot with cgroup_enable=memory systemd.unified_cgroup_hierarchy=1")
+  end
+  return ok(text)
+end)
+
+row("user namespaces", function()
+  local most = tonumber(read("/proc/sys/user/max_user_namespaces") or "")
+  if not exists("/proc/self/ns/user") or most == nil or most == 0 then
+    return fail(most == 0 and "switched off" or "none", "sandboxes can't start",
+      "sysctl -w user.max_user_namespaces=65536")
+  elseif most < 1000 then
+    return warn("at most " .. most, "no more sandboxes than that", "sysctl -w user.max_user_namespaces=65536")
+  end
+  return ok("at most " .. most)
+end)
+
+row("other namespaces", function()
+  local lack = {}
+  for _, name in ipairs { "pid", "mnt", "net", "ipc", "uts", "cgroup" } do
+    if not exists("/proc/self/ns/" .. name) then
+      lack[#lack + 1] = name
+    end
+  end
+  if #lack > 0 then
+    return fail("without " .. table.concat(lack, ", "), "sandboxes can't start", "use a kernel that has them")
+  end
+  return ok("pid, mnt, net, ipc, uts, cgroup")
+end)
+
+row("time namespace", function()
+  if exists("/proc/self/ns/time") then
+    return ok("there")
+  end
+  return warn("none", "a sandbox that sleeps over a reboot sees its clocks jump", "use a kernel with CONFIG_TIME_NS")
+end)
+
+row("seccomp", function()
+  local actions = read("/proc/sys/kernel/seccomp/actions_avail")
+  if actions and actions:find("errno", 1, true) then
+    return ok("filters")
+  end
+  return fail("none", "sandboxes can't start: system calls can't be filtered", "use a kernel with CONFIG_SECCOMP_FILTER")
+end)
+
+row("pidfd", function()
+  if not numbers.pidfd_open then
+    return warn("not checked on " .. jit.arch, "only x86_64 and aarch64 are supported", "use one of them")
+  end
+  local fd = tonumber(ffi.C.syscall(numbers.pidfd_open, ffi.cast("int", ffi.C.getpid()), ffi.cast("int", 0)))
+  if fd >= 0 then
+    ffi.C.close(fd)
+    return ok("there")
+  end
+  return fail("refused, errno " .. ffi.errno(), "sandboxes can't start: their ends go unseen",
+    "an outer container's seccomp filter is too old for this kernel; loosen it")
+end)
+
+row("btrfs", function()
+  local state, mkfs = module_state("btrfs", "btrfs"), on_path("mkfs.btrfs")
+  if not state then
+    return fail("not in this kernel", "no storage for sandboxes: files, snapshots and quotas live in a btrfs pool",
+      "install a kernel with btrfs (Debian's have it)")
+  elseif not mkfs then
+    return warn(state .. ", no mkfs.btrfs", "the pool can't be made", "apt-get install btrfs-progs (the first run does)")
+  end
+  return ok(state .. ", " .. mkfs)
+end)
+
+row("loop devices", function()
+  if exists("/dev/loop-control") then
+    return ok("/dev/loop-control")
+  elseif module_state("loop") then
+    return warn("a module, not loaded", "the pool's image file can't be mounted until it is", "modprobe loop")
+  end
+  return fail("none", "the pool can't live in an image file",
+    "put the state directory (TIDEPOOL_STATE) on a btrfs file system")
+end)
+
+row("disk limits", function()
+  if kernel_at_least(6, 7) then
+    return ok("simple quotas (kernel 6.7 or newer)")
+  end
+  return warn("no simple quotas before kernel 6.7", "disk limits are not enforced: one sandbox can fill the pool",
+    "install a newer kernel, from backports for instance")
+end)
+
+row("idmapped mounts", function()
+  if kernel_at_least(5, 15) then
+    return ok("btrfs has them (kernel 5.15 or newer)")
+  end
+  return fail("not for btrfs", "sandboxes can't start", "install a newer kernel")
+end)
+
+row("overlayfs", function()
+  local state = module_state("overlay", "overlay")
+  if state then
+    return ok(state .. ", not used while btrfs is there")
+  end
+  return warn("none", "nothing today: it is for hosts without btrfs", "nothing, while btrfs is there")
+end)
+
+-- Loads "return SK_PASS" as an SK_LOOKUP program: the whole way through the verifier, attached to
+-- nothing, gone when its descriptor is closed.
+local function try_sk_lookup()
+  local code = ffi.new("uint64_t[2]", 0x00000001000000b7ULL, 0x0000000000000095ULL)
+  local license = ffi.new("char[4]", "MIT")
+  local load = ffi.new("struct tp_bpf_load")
+  load.type, load.count, load.attach = 30, 2, 36 -- BPF_PROG_TYPE_SK_LOOKUP, BPF_SK_LOOKUP
+  load.instructions = ffi.cast("uint64_t", ffi.cast("uintptr_t", code))
+  load.license = ffi.cast("uint64_t", ffi.cast("uintptr_t", license))
+  local fd = tonumber(ffi.C.syscall(numbers.bpf, ffi.cast("int", 5), ffi.cast("void *", load),
+    ffi.cast("unsigned", ffi.sizeof(load))))
+  if fd < 0 then
+    return nil, ffi.errno()
+  end
+  ffi.C.close(fd)
+  return true
+end
+
+row("bpf", function()
+  local cost = "nothing today; network policies will fall back to nftables, which is slower to set up"
+  if not numbers.bpf then
+    return warn("not checked on " .. jit.arch, cost, "nothing")
+  end
+  local loaded, errno = try_sk_lookup()
+  if loaded then
+    return ok("SK_LOOKUP programs load")
+  elseif errno == 1 and not root then
+    return warn("could not be checked without root", cost, "run doctor with sudo")
+  end
+  return warn("an SK_LOOKUP program is refused, errno " .. errno, cost, "use a kernel with CONFIG_BPF_SYSCALL, 5.9 or newer")
+end)
+
+row("nftables", function()
+  local state, nft = module_state("nf_tables"), on_path("nft")
+  if state then
+    return ok(state .. (nft and ", " .. nft or "") .. "; only used where bpf is not")
+  end
+  return warn("not seen", "nothing while bpf works", "nothing, while bpf works")
+end)
+
+row("CRIU", function()
+  local cost = "no memory snapshots: sandboxes can't sleep on disk or fork live (both are still to come)"
+  local fix = "extract criu 4.2 or newer from a newer Debian suite into the state directory"
+  local program = on_path("criu")
+  local text = program and capture(program .. " --version"):match("Version: ([%d.]+)")
+  if not text then
+    return warn("not found", cost, fix)
+  end
+  local a, b = text:match("^(%d+)%.?(%d*)")
+  if tonumber(a) * 1000 + (tonumber(b) or 0) < 4002 then
+    return warn(text .. ", too old for this kernel", cost, fix)
+  end
+  return ok(text)
+end)
+
+local function package_row(name, groups, only, cost)
+  row(name, function()
+    if capture("command -v dpkg-query") == "" then
+      return warn("no dpkg", "packages can't be looked up or installed", "install by hand what lua/tidepool/bootstrap.lua lists")
+    end
+    local missing, names = {}, {}
+    for _, package in ipairs(bootstrap.missing(groups)) do
+      if only[package[2]] then
+        missing[#missing + 1] = package
+        names[#names + 1] = package[1]
+      end
+    end
+    if #missing == 0 then
+      return ok("all there")
+    end
+    return warn("missing: " .. table.concat(names, ", "), cost, bootstrap.install_command(missing))
+  end)
+end
+
+package_row("packages", { "image", "example" }, { run = true, build = true, image = true, example = true },
+  "the first run as root installs them")
+package_row("packages for test", { "test" }, { test = true }, "`test` as root installs them")
+package_row("packages for bench", { "bench" }, { bench = true },
+  "`bench` leaves these peers out, unless told --install-peers")
+
+row("build", function()
+  if exists(paths.build() .. "/tidepool/core.so") then
+    return ok(paths.build())
+  end
+  return warn("not built", "the first run takes a few seconds more", "./sandbox.lua run, as root, does it")
+end)
+
+row("memory", function()
+  local info = read("/proc/meminfo") or ""
+  local total = (tonumber(info:match("MemTotal:%s*(%d+)")) or 0) * 1024
+  local available = (tonumber(info:match("MemAvailable:%s*(%d+)")) or 0) * 1024
+  local text = gib(available) .. " of " .. gib(total) .. " available"
+  if available < GiB then
+    return warn(text, "a build in a sandbox may be killed for lack of memory", "end something, or add memory")
+  end
+  return ok(text)
+end)
+
+row("disk", function()
+  local place = paths.state()
+  while not exists(place) do
+    place = place:match("^(.*)/[^/]*$")
+    place = place == "" and "/" or place
+  end
+  local free = tonumber(capture("df -Pk '" .. place .. "'"):match("\n%S+%s+%d+%s+%d+%s+(%d+)"))
+  if not free then
+    return warn("could not be checked", "unknown", "look at " .. place .. " yourself")
+  end
+  local text = gib(free * 1024) .. " free at " .. place
+  if free * 1024 < 10 * GiB then
+    return warn(text, "images and builds may fill it", "free some, or set TIDEPOOL_STATE to a larger disk")
+  end
+  return ok(text)
+end)
+
+row("swap", function()
+  local swaps = read("/proc/swaps") or ""
+  local _, count = swaps:gsub("\n/", "\n/")
+  if count == 0 then
+    return warn("none", "idle sandboxes stay in memory", "add zram (apt-get install zram-tools) or a swap file")
+  end
+  return ok(swaps:find("zram", 1, true) and "zram" or count .. " area(s)")
+end)
+
+row("fuse", function()
+  return ok((exists("/dev/fuse") and "there" or "none") .. ", not needed")
+end)
+
+row("KVM", function()
+  return ok((exists("/dev/kvm") and "there" or "none") .. ", not needed")
+end)
+
+--- Checks the machine.
+---@return { name: string, status: "ok"|"warn"|"fail", found: string, cost: string?, fix: string? }[]
+function doctor.check()
+  local list = {}
+  for _, entry in ipairs(rows) do
+    local done, result = pcall(entry[2])
+    if not done then
+      result = warn("could not be checked: " .. tostring(result), "unknown", "report this")
+    end
+    result.name = entry[1]
+    list[#list + 1] = result
+  end
+  return list
+end
+
+-- lua-cjson may not be installed yet; these are flat tables of strings.
+local function json(list)
+  local out = {}
+  for _, result in ipairs(list) do
+    local fields = {}
+    for _, key in ipairs { "name", "status", "found", "cost", "fix" } do
+      if result[key] then
+        local text = result[key]:gsub('[%c"\\]', function(char)
+          return string.format("\\u%04x", char:byte())
+        end)
+        fields[#fields + 1] = string.format('"%s": "%s"', key, text)
+      end
+    end
+    out[#out + 1] = "  { " .. table.concat(fields, ", ") .. " }"
+  end
+  return "[\n" .. table.concat(out, ",\n") .. "\n]\n"
+end
+
+local colours = { ok = "\27[32m", warn = "\27[33m", fail = "\27[31m" }
+
+--- The table for a human: a row each, and under what is not well, its cost and its cure.
+function doctor.render(list, coloured)
+  local width, out = 0, {}
+  for _, result in ipairs(list) do
+    width = math.max(width, #result.name)
+  end
+  for _, result in ipairs(list) do
+    local status = string.format("%-4s", result.status)
+    if coloured then
+      status = colours[result.status] .. status .. "\27[0m"
+    end
+    out[#out + 1] = string.format("%s  %-" .. width .. "s  %s", status, result.name, result.found)
+    if result.status ~= "ok" then
+      local margin = string.rep(" ", 8 + width)
+      out[#out + 1] = margin .. "costs: " .. result.cost
+      out[#out + 1] = margin .. "do:    " .. result.fix
+    end
+  end
+  return table.concat(out, "\n") .. "\n"
+end
+
+local usage = [[
+Usage: ./sandbox.lua doctor [--json]
+
+Lists what this machine offers, what each lack costs, and what to do about it.
+Changes nothing. The exit status is 1 when something is missing that sandboxes can't do without.
+]]
+
+--- `./sandbox.lua doctor`. Returns the exit status.
+function doctor.main(args)
+  local as_json = false
+  for _, word in ipairs(args) do
+    if word == "--json" then
+      as_json = true
+    elseif word == "--help" or word == "-h" then
+      io.write(usage)
+      return 0
+    else
+      io.stderr:write("tidepool: doctor: unknown option: ", word, " (EINVAL)\n")
+      return 125
+    end
+  end
+  local list = doctor.check()
+  io.write(as_json and json(list) or doctor.render(list, ffi.C.isatty(1) == 1))
+  for _, result in ipairs(list) do
+    if result.status == "fail" then
+      return 1
+    end
+  end
+  return 0
+end
+
+return doctor
