@@ -2,6 +2,7 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <string.h>
+#include <sys/file.h>
 #include <sys/socket.h>
 #include <sys/stat.h>
 #include <sys/syscall.h>
@@ -105,8 +106,8 @@ static int l_pair(lua_State *L) {
 }
 
 /* core.fd.open(path, flags, mode) -> fd | nil, message, code; flags as a string of
- * "r", "w", "rw", with "c" create, "x" exclusive, "t" truncate, "a" append, "d" directory, "p" O_PATH,
- * "n" no-follow, "b" non-blocking. Always close-on-exec. */
+ * "r", "w", "rw", with "c" create, "x" exclusive, "t" truncate, "a" append, "d" directory, "p"
+ * O_PATH, "n" no-follow, "b" non-blocking. Always close-on-exec. */
 static int l_open(lua_State *L) {
   const char *path = luaL_checkstring(L, 1), *letters = luaL_optstring(L, 2, "r");
   mode_t mode = (mode_t)luaL_optinteger(L, 3, 0600);
@@ -131,14 +132,30 @@ static int l_kind(lua_State *L) {
   if (fstat(tp_check_fd(L, 1), &st) < 0)
     return fail_errno(L, "stat descriptor");
   switch (st.st_mode & S_IFMT) {
-  case S_IFREG: lua_pushliteral(L, "file"); break;
-  case S_IFDIR: lua_pushliteral(L, "directory"); break;
-  case S_IFSOCK: lua_pushliteral(L, "socket"); break;
-  case S_IFIFO: lua_pushliteral(L, "fifo"); break;
-  case S_IFCHR: lua_pushliteral(L, "char"); break;
-  case S_IFBLK: lua_pushliteral(L, "block"); break;
-  case S_IFLNK: lua_pushliteral(L, "link"); break;
-  default: lua_pushliteral(L, "other"); break;
+  case S_IFREG:
+    lua_pushliteral(L, "file");
+    break;
+  case S_IFDIR:
+    lua_pushliteral(L, "directory");
+    break;
+  case S_IFSOCK:
+    lua_pushliteral(L, "socket");
+    break;
+  case S_IFIFO:
+    lua_pushliteral(L, "fifo");
+    break;
+  case S_IFCHR:
+    lua_pushliteral(L, "char");
+    break;
+  case S_IFBLK:
+    lua_pushliteral(L, "block");
+    break;
+  case S_IFLNK:
+    lua_pushliteral(L, "link");
+    break;
+  default:
+    lua_pushliteral(L, "other");
+    break;
   }
   return 1;
 }
@@ -151,11 +168,76 @@ static int l_pidfd(lua_State *L) {
   return *fd < 0 ? fail_errno(L, "open pidfd") : 1;
 }
 
+/* core.fd.duplicate(fd) -> fd | nil, message, code */
+static int l_duplicate(lua_State *L) {
+  int from = tp_check_fd(L, 1);
+  int *fd = tp_new_fd(L);
+  *fd = fcntl(from, F_DUPFD_CLOEXEC, 3);
+  return *fd < 0 ? fail_errno(L, "duplicate descriptor") : 1;
+}
+
+/* core.fd.close_from(first): closes every descriptor from that number on. For a daemon's start. */
+static int l_close_from(lua_State *L) {
+  syscall(SYS_close_range, (unsigned)luaL_checkinteger(L, 1), ~0u, 0);
+  return 0;
+}
+
+/* core.fd.lock(fd) -> true | nil, message, "EAGAIN" when another process holds the lock */
+static int l_lock(lua_State *L) {
+  if (flock(tp_check_fd(L, 1), LOCK_EX | LOCK_NB) < 0)
+    return fail_errno(L, "lock");
+  lua_pushboolean(L, 1);
+  return 1;
+}
+
+/* core.fd.read(fd, size) -> bytes, "" at the end | nil, message, code */
+static int l_read(lua_State *L) {
+  int fd = tp_check_fd(L, 1);
+  lua_Integer size = luaL_checkinteger(L, 2);
+  luaL_argcheck(L, size > 0 && size <= 64 << 20, 2, "size must be 1 byte to 64 MiB");
+  char *buffer = lua_newuserdata(L, (size_t)size);
+  ssize_t got;
+  do
+    got = read(fd, buffer, (size_t)size);
+  while (got < 0 && errno == EINTR);
+  if (got < 0)
+    return fail_errno(L, "read");
+  lua_pushlstring(L, buffer, (size_t)got);
+  return 1;
+}
+
+/* core.fd.write(fd, bytes, offset) -> how many were taken, from offset (0) on | nil, message, code
+ */
+static int l_write(lua_State *L) {
+  int fd = tp_check_fd(L, 1);
+  size_t length, offset;
+  const char *bytes = luaL_checklstring(L, 2, &length);
+  offset = (size_t)luaL_optinteger(L, 3, 0);
+  luaL_argcheck(L, offset <= length, 3, "offset is past the end");
+  ssize_t put;
+  do
+    put = write(fd, bytes + offset, length - offset);
+  while (put < 0 && errno == EINTR);
+  if (put < 0)
+    return fail_errno(L, "write");
+  lua_pushinteger(L, put);
+  return 1;
+}
+
 int tp_open_fd(lua_State *L) {
   static const luaL_Reg methods[] = {
       {"number", l_number}, {"close", l_close}, {"take", l_take}, {NULL, NULL}};
-  static const luaL_Reg functions[] = {{"own", l_own},   {"pair", l_pair},   {"open", l_open},
-                                       {"kind", l_kind}, {"pidfd", l_pidfd}, {NULL, NULL}};
+  static const luaL_Reg functions[] = {{"own", l_own},
+                                       {"pair", l_pair},
+                                       {"open", l_open},
+                                       {"kind", l_kind},
+                                       {"pidfd", l_pidfd},
+                                       {"lock", l_lock},
+                                       {"duplicate", l_duplicate},
+                                       {"close_from", l_close_from},
+                                       {"read", l_read},
+                                       {"write", l_write},
+                                       {NULL, NULL}};
   luaL_newmetatable(L, FD_TYPE);
   lua_pushcfunction(L, l_close);
   lua_setfield(L, -2, "__gc");

@@ -1,0 +1,200 @@
+--- A sandbox, as a client holds it: a name. It survives the server, a stop and a start.
+local async = require("tidepool.async")
+local collect = require("tidepool.client.collect")
+local core = require("tidepool.core")
+local files = require("tidepool.client.files")
+local process = require("tidepool.client.process")
+local random = require("tidepool.random")
+local session = require("tidepool.client.session")
+local stream = require("tidepool.client.stream")
+
+local box = {}
+
+local Box = {}
+Box.__index = Box
+
+--- @param client tidepool.Client
+--- @param name string
+function box.new(client, name)
+  return setmetatable({ client = client, name = name, agents = {} }, Box)
+end
+
+-- argv or a shell line, and the options that the verb knows.
+local function parameters(self, command, options)
+  local params = { name = self.name, key = random.hex(12) }
+  if type(command) == "table" then
+    params.argv = command
+  else
+    params.line = command
+  end
+  for _, name in ipairs({ "user", "cwd", "env", "timeout", "cols", "rows", "ring" }) do
+    params[name] = options[name]
+  end
+  params.tty = options.tty or nil
+  return params
+end
+box.parameters = parameters
+
+--- Feeds stdin: a string, a function that returns pieces and then nil, or true for nothing yet.
+local function feed(connection, input)
+  if type(input) == "string" then
+    connection:write(input)
+  elseif type(input) == "function" then
+    for piece in input do
+      if not connection:write(piece) then
+        break
+      end
+    end
+  end
+  connection:eof()
+end
+
+--- Runs a command and waits for it.
+--
+-- `command` is an argv or a shell line. options: cwd, env, user, stdin (string or iterator function),
+-- timeout (seconds; the whole tree is killed), limit (bytes kept of each stream, 64 MiB),
+-- on_output(stream, bytes) (live; then nothing is collected unless `collect`), tty, cols, rows.
+-- Returns { exit_code or signal, stdout, stderr, dropped, wall_seconds, cpu_seconds, timed_out } |
+-- nil, message, code: why it could not be started ("ENOENT", "EACCES", "EBADUSER", "EBADCWD").
+function Box:exec(command, options)
+  options = options or {}
+  return async.within(function()
+    local params = parameters(self, command, options)
+    params.stdin = options.stdin ~= nil or nil
+    params.lossless = true
+    local sink, lost, result = collect.new(options)
+    local connection, theirs, reader
+
+    local function connect()
+      if connection then
+        connection:close()
+        theirs:close()
+      end
+      connection, theirs = assert(stream.pair())
+      local mine = connection
+      reader = async.spawn(mine.pump, mine, sink, lost)
+      if options.stdin ~= nil then
+        async.spawn(feed, mine, options.stdin)
+      end
+      return { theirs }
+    end
+
+    local outcome, message, code = self.client:call_keyed("exec", params, connect)
+    if theirs then
+      theirs:close() -- from here on the stream ends when init's side does
+    end
+    if outcome then
+      reader:join()
+    end
+    if connection then
+      connection:close()
+    end
+    if not outcome then
+      return nil, message, code
+    end
+    local gathered = result()
+    for _, name in ipairs({ "exit_code", "signal", "wall_seconds", "cpu_seconds", "timed_out", "id" }) do
+      gathered[name] = outcome[name]
+    end
+    return gathered
+  end)
+end
+
+--- Starts a command in the background: a Process | nil, message, code.
+-- options as for exec, and name, stdin = true to be able to write to it.
+function Box:start(command, options)
+  options = options or {}
+  return async.within(function()
+    local params = parameters(self, command, options)
+    params.process = options.name
+    params.stdin = options.stdin and true or nil
+    local described, message, code = self.client:call_keyed("start", params, function() end)
+    if not described then
+      return nil, message, code
+    end
+    return process.new(self, described)
+  end)
+end
+
+--- A process of this sandbox by name or number, whether or not it runs.
+function Box:process(which)
+  return process.new(self, { id = tonumber(which), name = not tonumber(which) and which or nil })
+end
+
+--- The processes that were started in it: a list of descriptions.
+function Box:ps()
+  return self.client:call("ps", { name = self.name })
+end
+
+--- A terminal of its own: a Process with tty, running a login shell unless `command` says otherwise.
+-- options: command (argv), cols, rows, name, user, cwd, env.
+function Box:terminal(options)
+  options = options or {}
+  local copy = {}
+  for key, value in pairs(options) do
+    copy[key] = value
+  end
+  copy.tty = true
+  return async.within(function()
+    local command = options.command or { "/bin/sh", "-c", "exec ${SHELL:-/bin/sh} -l" }
+    local started, message, code = self:start(command, copy)
+    if not started then
+      return nil, message, code
+    end
+    local ok
+    ok, message, code = started:attach({ input = true })
+    if not ok then
+      return nil, message, code
+    end
+    return started
+  end)
+end
+
+--- A shell whose directory, environment and functions persist between its commands.
+function Box:session(options)
+  return session.open(self, options or {})
+end
+
+--- Waits until something listens on the port. options: timeout (30 s).
+function Box:wait_port(port, options)
+  options = options or {}
+  return self.client:call("wait_port", { name = self.name, port = port, timeout = options.timeout, process = options.process })
+end
+
+--- Opens a file agent of that user: our end of its socket, a descriptor.
+function Box:agent(user)
+  return async.within(function()
+    local ours, theirs, code = core.fd.pair()
+    if not ours then
+      return nil, theirs, code
+    end
+    local ok, message
+    ok, message, code = self.client:call("agent", { name = self.name, user = user }, { theirs })
+    theirs:close()
+    if not ok then
+      ours:close()
+      return nil, message, code
+    end
+    return ours
+  end)
+end
+
+function Box:info()
+  return self.client:call("info", { name = self.name })
+end
+
+--- Ends all its processes; files stay. options: grace (seconds).
+function Box:stop(options)
+  self:close()
+  return self.client:call("stop", { name = self.name, grace = options and options.grace })
+end
+
+--- Ends it and deletes its files.
+function Box:destroy()
+  self:close()
+  return self.client:call("destroy", { name = self.name })
+end
+
+files.extend(Box)
+
+return box

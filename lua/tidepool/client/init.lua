@@ -1,0 +1,218 @@
+--- A client of the server: one connection, made anew when the server was killed.
+--
+-- It starts the server when none runs, as tmux does. Every method may be called inside a task
+-- (tidepool.async), where it waits without blocking others, or outside, where it runs the loop.
+local uv = require("luv")
+local async = require("tidepool.async")
+local core = require("tidepool.core")
+local paths = require("tidepool.paths")
+local rpc = require("tidepool.rpc")
+local verbs = require("tidepool.verbs")
+
+local client = {}
+
+local Client = {}
+Client.__index = Client
+
+local START_LIMIT = 60 -- seconds; making and mounting a pool is part of a first start
+
+-- Verbs that do no harm when they run twice, so that a lost connection is no failure.
+local REPEATABLE = {}
+for name in ("ls info ps wait wait_port open stop destroy kill forget attach logs image_ls agent"):gmatch("%S+") do
+  REPEATABLE[name] = true
+end
+
+local function lost(code)
+  return code == "EPIPE" or code == "ECONNRESET"
+end
+client.lost = lost
+
+local function read_file(path)
+  local file = io.open(path)
+  local text = file and file:read("*a") or ""
+  if file then
+    file:close()
+  end
+  return text
+end
+
+-- Starts a server that outlives us; returns a function that tells how it ended, if it has.
+local function start_server()
+  local errors = os.tmpname()
+  local stderr = assert(core.fd.open(errors, "wct", 384))
+  local null = assert(core.fd.open("/dev/null", "rw"))
+  local ended, handle, pid
+  handle, pid = uv.spawn(paths.launcher(), {
+    args = { "serve", "--daemon" },
+    detached = true,
+    stdio = { null:number(), null:number(), stderr:number() },
+    cwd = "/",
+  }, async.guarded(function(code, signal)
+    ended = { code = code, signal = signal }
+    handle:close()
+  end))
+  null:close()
+  stderr:close()
+  if not handle then
+    os.remove(errors)
+    return nil, "can't start the server: " .. tostring(pid)
+  end
+  handle:unref()
+  return function(final)
+    if final then
+      os.remove(errors)
+    end
+    if ended and ended.code ~= client.ALREADY then
+      return (read_file(errors):gsub("%s+$", ""))
+    end
+  end
+end
+
+--- The exit status of `serve` when another server has the state directory.
+client.ALREADY = 75
+
+local function open_channel(start)
+  local path = paths.socket()
+  local channel, message, code = core.channel.connect(path)
+  if channel then
+    return channel
+  end
+  if code ~= "ENOENT" and code ~= "ECONNREFUSED" then
+    return nil, ("connect to %s: %s"):format(path, message), code
+  end
+  if not start then
+    return nil, "no server runs for " .. paths.state(), "ENOSERVER"
+  end
+  if uv.getuid() ~= 0 then
+    return nil, "no server runs for " .. paths.state() .. "; starting one needs root (sudo)", "EPERM"
+  end
+
+  local failure, why = start_server()
+  if not failure then
+    return nil, why, "ENOSERVER"
+  end
+  local waited, pause = 0, 0.002
+  while waited < START_LIMIT do
+    async.sleep(pause)
+    waited, pause = waited + pause, math.min(pause * 1.5, 0.05)
+    channel = core.channel.connect(path)
+    if channel then
+      failure(true)
+      return channel
+    end
+    local text = failure()
+    if text then
+      failure(true)
+      return nil, "the server did not start: " .. (text ~= "" and text or "see " .. paths.state() .. "/server.log"), "ENOSERVER"
+    end
+  end
+  failure(true)
+  return nil, ("the server did not answer within %d s, see %s/server.log"):format(START_LIMIT, paths.state()), "ETIMEDOUT"
+end
+
+--- A client; it connects with its first call. options.start = false: never start a server.
+function client.new(options)
+  return setmetatable({
+    start = not (options and options.start == false),
+    lock = async.lock(),
+    progress = {},
+    environment = nil,
+  }, Client)
+end
+
+local function connection(self)
+  if self.connection and not self.connection:is_closed() then
+    return self.connection
+  end
+  return self.lock:with(function()
+    if self.connection and not self.connection:is_closed() then
+      return self.connection
+    end
+    local channel, message, code = open_channel(self.start)
+    if not channel then
+      return nil, message, code
+    end
+    self.connection = rpc.connection(channel, {
+      on_notify = function(method, params)
+        local report = method == "progress" and type(params) == "table" and self.progress[params[1]]
+        if report then
+          report(tostring(params[2]))
+        end
+      end,
+    })
+    return self.connection
+  end)
+end
+
+local function call_once(self, verb, params, fds, on_progress)
+  local at, message, code = connection(self)
+  if not at then
+    return nil, message, code
+  end
+  local number
+  local function finished(...)
+    if number then
+      self.progress[number] = nil
+    end
+    return ...
+  end
+  return finished(at:call(verb, params, fds, function(id)
+    if on_progress then
+      number = id
+      self.progress[id] = on_progress
+    end
+  end))
+end
+
+--- Calls a verb: result, fds | nil, message, code. Parameters are checked here first, so that a
+-- mistake costs no round trip. The descriptors stay the caller's. `on_progress(line)`.
+function Client:call(verb, params, fds, on_progress)
+  return async.within(function()
+    local checked, message, code = verbs.check(verb, params)
+    if not checked then
+      return nil, message, code
+    end
+    local result, extra
+    result, extra, code = call_once(self, verb, params, fds, on_progress)
+    if result == nil and lost(code) and REPEATABLE[verb] then
+      result, extra, code = call_once(self, verb, params, fds, on_progress)
+      if result == nil and verb == "destroy" and code == "ENOSANDBOX" then
+        return true -- the first call did it
+      end
+    elseif result == nil and lost(code) then
+      extra = ("the server went away during %s, whose outcome is unknown: %s"):format(verb, extra)
+    end
+    return result, extra, code
+  end)
+end
+
+--- Runs a command of ours (exec, start) exactly once, however often the connection is lost: its key
+-- finds out whether it was started. `renew()` gives fresh descriptors for another try.
+function Client:call_keyed(verb, params, renew)
+  local checked, message, code = verbs.check(verb, params)
+  if not checked then
+    return nil, message, code
+  end
+  for _ = 1, 5 do
+    local result
+    result, message, code = call_once(self, verb, params, renew())
+    if result ~= nil or not lost(code) then
+      return result, message, code
+    end
+    if verb == "exec" then
+      result, message, code = self:call("wait", { name = params.name, key = params.key, deadline = params.timeout })
+      if result ~= nil or code ~= "ENOPROCESS" then
+        return result, message, code
+      end
+    end
+  end
+  return nil, message, code
+end
+
+function Client:close()
+  if self.connection then
+    self.connection:close()
+  end
+end
+
+return client

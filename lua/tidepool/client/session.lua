@@ -1,0 +1,152 @@
+--- Shell sessions: a long-lived shell whose directory, environment and functions persist between
+-- commands, each with its own output and exit status.
+--
+-- The shell is a named process, so that a session outlives its client and the server: opened again
+-- by name it goes on. A command is sent as one line, evaluated with stdin from /dev/null, and its
+-- end is told by a marker on both streams that only this call knows.
+local async = require("tidepool.async")
+local collect = require("tidepool.client.collect")
+local random = require("tidepool.random")
+
+local session = {}
+
+local Session = {}
+Session.__index = Session
+
+local PREFIX = "session-"
+
+local function quote(text)
+  return "'" .. text:gsub("'", "'\\''") .. "'"
+end
+
+--- Opens the session of that name, or a new one. options: name, cwd, env, user, shell (bash if there).
+function session.open(box, options)
+  return async.within(function()
+    local name = options.name or random.hex(4)
+    local self = setmetatable({ box = box, name = name, lock = async.lock() }, Session)
+    if options.name then
+      local known = box:process(PREFIX .. name):info()
+      if known and known.status == "running" then
+        self.process = box:process(PREFIX .. name)
+        return self
+      end
+    end
+    local shell = options.shell or "if command -v bash >/dev/null; then exec bash --norc --noprofile; else exec sh; fi"
+    local started, message, code = box:start({ "/bin/sh", "-c", shell }, {
+      name = PREFIX .. name,
+      cwd = options.cwd,
+      env = options.env,
+      user = options.user,
+      stdin = true,
+    })
+    if not started then
+      return nil, message, code
+    end
+    self.process = started
+    return self
+  end)
+end
+
+-- Takes the marker out of a stream's bytes, which may come in any pieces.
+local function until_marker(marker, sink)
+  local held = ""
+  return function(bytes)
+    held = held .. bytes
+    local first, last, status = held:find(marker .. ":(%d+)\n")
+    if first then
+      if first > 1 then
+        sink(held:sub(1, first - 1))
+      end
+      held = held:sub(last + 1)
+      return tonumber(status)
+    end
+    -- Keep what may be the start of the marker.
+    local keep = math.min(#held, #marker + 8)
+    if #held > keep then
+      sink(held:sub(1, #held - keep))
+      held = held:sub(#held - keep + 1)
+    end
+  end
+end
+
+--- Runs one command in the session.
+-- options: on_output, limit (as for exec), timeout (seconds: the session is then killed, since a
+-- shell that is inside a command can't be told to stop it).
+-- Returns { exit_code, stdout, stderr, dropped } | nil, message, code: "ESHUTDOWN" when the command
+-- ended the session (`exit`), with the shell's exit code in the message; "ETIMEDOUT".
+function Session:exec(command, options)
+  options = options or {}
+  return async.within(function()
+    return self.lock:with(function()
+      local described, message, code = self.process:info()
+      if not described or described.status ~= "running" then
+        return nil, message or ("session has ended: " .. self.name), "ESHUTDOWN"
+      end
+      local connection
+      connection, message, code = self.process:connect({ input = true, lossless = true, offset = described.output or 0 })
+      if not connection then
+        return nil, message, code
+      end
+
+      local marker = "tidepool-" .. random.hex(12)
+      local sink, lost, result = collect.new(options)
+      local stdout = until_marker(marker, function(bytes)
+        sink(1, bytes)
+      end)
+      local stderr = until_marker(marker, function(bytes)
+        sink(2, bytes)
+      end)
+      local status, done = nil, 0
+      local cancel = options.timeout
+        and async.after(options.timeout, function()
+          cancel = nil
+          code = "ETIMEDOUT"
+          async.spawn(self.process.kill, self.process, 0)
+        end)
+      connection:write(("eval %s </dev/null\n{ __tp=$?; printf '%s:%%d\\n' $__tp; printf '%s:%%d\\n' $__tp >&2; (exit $__tp); }\n"):format(
+        quote(command), marker, marker))
+
+      local last
+      while done < 2 do
+        local frame, why = connection:read()
+        if not frame then
+          message = why
+          break
+        elseif frame.type == "data" then
+          local found = (frame.stream == 2 and stderr or stdout)(frame.bytes)
+          if found then
+            status, done = found, done + 1
+          end
+        elseif frame.type == "lost" then
+          lost(frame.count)
+        elseif frame.type == "exit" then
+          last = frame
+          break
+        end
+      end
+      if cancel then
+        cancel()
+      end
+      connection:close()
+      if done == 2 then
+        local gathered = result()
+        gathered.exit_code = status
+        return gathered
+      end
+      if code == "ETIMEDOUT" then
+        return nil, ("command ran longer than %g s; the session was ended"):format(options.timeout), code
+      end
+      if last then
+        return nil, ("session ended with %s %d"):format(last.kind == "signal" and "signal" or "exit status", last.code), "ESHUTDOWN"
+      end
+      return nil, message, "ESHUTDOWN"
+    end)
+  end)
+end
+
+--- Ends the shell and all that it started.
+function Session:close()
+  return self.process:kill(1)
+end
+
+return session

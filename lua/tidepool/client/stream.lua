@@ -1,0 +1,159 @@
+--- A client's end of an attach socket: output in, input out, straight from and to init.
+local async = require("tidepool.async")
+local core = require("tidepool.core")
+
+local stream = {}
+
+local Stream = {}
+Stream.__index = Stream
+
+--- Makes the pair: our end as a Stream, the other to be passed to the server.
+function stream.pair()
+  local ours, theirs, code = core.fd.pair()
+  if not ours then
+    return nil, theirs, code
+  end
+  return stream.open(ours), theirs
+end
+
+--- Takes a descriptor over: a socket, or a file of saved frames, which is always ready.
+function stream.open(fd)
+  local saved = core.fd.kind(fd) == "file"
+  local raw = core.stream.open(fd)
+  return setmetatable({
+    raw = raw,
+    poller = not saved and assert(async.poller(raw:number())) or nil,
+    writers = async.lock(),
+  }, Stream)
+end
+
+--- The next frame, waiting for it: a table with `type` (data, lost, exit, end, stdin_closed) |
+-- nil, message, "EPIPE" at the end, "ETIMEDOUT", "ECANCELED".
+function Stream:read(timeout)
+  while self.raw do
+    local frame, message, code = self.raw:read()
+    if frame then
+      return frame
+    end
+    if code ~= "EAGAIN" or not self.poller then
+      return nil, message, code == "EAGAIN" and "EPIPE" or code
+    end
+    local ready
+    ready, message, code = self.poller:readable(timeout)
+    if not ready then
+      return nil, message, code
+    end
+  end
+  return nil, "stream is closed", "ECANCELED"
+end
+
+--- Reads to the end. on_data(stream, bytes, offset), on_lost(count).
+-- Returns the exit frame, or the end frame | nil, message, code.
+function Stream:pump(on_data, on_lost)
+  while true do
+    local frame, message, code = self:read()
+    if not frame then
+      return nil, message, code
+    elseif frame.type == "data" then
+      on_data(frame.stream, frame.bytes, frame.offset)
+    elseif frame.type == "lost" then
+      if on_lost then
+        on_lost(frame.count, frame.offset)
+      end
+    elseif frame.type == "exit" or frame.type == "end" then
+      return frame
+    elseif frame.type == "stdin_closed" then
+      self.stdin_closed = true
+    end
+  end
+end
+
+-- Input has a poll handle of its own, on a duplicate: libuv allows one a descriptor.
+local function wait_writable(self)
+  if not self.write_poller then
+    self.write_fd = assert(core.fd.duplicate(self.raw:number()))
+    self.write_poller = assert(async.poller(self.write_fd:number()))
+  end
+  return self.write_poller:writable()
+end
+
+--- Writes to the process's stdin or terminal, waiting while it doesn't read.
+-- true | nil, message, "EPIPE" when nothing reads any more.
+function Stream:write(bytes)
+  return self.writers:with(function()
+    local offset = 0
+    while offset < #bytes do
+      if not self.raw or self.stdin_closed then
+        return nil, "nothing reads the process's input", "EPIPE"
+      end
+      local taken, message, code = self.raw:write(offset == 0 and bytes or bytes:sub(offset + 1))
+      if taken then
+        offset = offset + taken
+      elseif code == "EAGAIN" then
+        local ready
+        ready, message, code = wait_writable(self)
+        if not ready then
+          return nil, message, code
+        end
+      else
+        return nil, message, code
+      end
+    end
+    return true
+  end)
+end
+
+-- Sends what a full socket made wait.
+local function flush(self)
+  while self.raw do
+    local empty, message, code = self.raw:flush()
+    if empty then
+      return true
+    end
+    if empty == nil and code ~= "EAGAIN" then
+      return nil, message, code
+    end
+    if not wait_writable(self) then
+      break
+    end
+  end
+  return nil, "stream is closed", "ECANCELED"
+end
+
+--- Ends the process's input.
+function Stream:eof()
+  return self.writers:with(function()
+    if not self.raw then
+      return nil, "stream is closed", "ECANCELED"
+    end
+    self.raw:eof()
+    return flush(self)
+  end)
+end
+
+--- Tells the terminal its size, in characters.
+function Stream:resize(cols, rows)
+  return self.writers:with(function()
+    if not self.raw then
+      return nil, "stream is closed", "ECANCELED"
+    end
+    self.raw:resize(cols, rows)
+    return flush(self)
+  end)
+end
+
+function Stream:close()
+  if self.poller then
+    self.poller:close()
+  end
+  if self.write_poller then
+    self.write_poller:close()
+    self.write_fd:close()
+  end
+  if self.raw then
+    self.raw:close()
+  end
+  self.raw, self.poller, self.write_poller = nil, nil, nil
+end
+
+return stream

@@ -1,0 +1,173 @@
+--- Images: built, imported or pulled into a staged subvolume, usable only once committed.
+--
+-- The work is done by programs outside the server; a failure or a killed server leaves a staged
+-- subvolume, which is swept, never an image.
+local uv = require("luv")
+local image = require("tidepool.image")
+local log = require("tidepool.server.log")
+
+local images = {}
+
+local function valid(name)
+  return #name <= 128 and name:match("^[a-z0-9][a-z0-9._-]*$") ~= nil
+end
+
+--- Reads the images that are there: rows of the database whose subvolume exists.
+function images.load(server)
+  server.images = {}
+  local stored = {}
+  for _, name in ipairs(server.storage:images()) do
+    stored[name] = true
+  end
+  for _, row in ipairs(server.state:images()) do
+    if stored[row.name] then
+      server.images[row.name] = row
+      stored[row.name] = nil
+    else
+      log.warn("image_missing", { image = row.name })
+      server.state:remove_image(row.name)
+    end
+  end
+  for name in pairs(stored) do
+    log.warn("image_unknown", { image = name }) -- committed, not written down: the server was killed between
+    server.storage:remove_image(name)
+  end
+end
+
+function images.describe(row)
+  return {
+    name = row.name,
+    created = row.created,
+    bytes = row.meta.bytes,
+    source = row.meta.source,
+    env = row.meta.env,
+    cmd = row.meta.cmd,
+  }
+end
+
+function images.list(server)
+  local list = {}
+  for _, row in pairs(server.images) do
+    local item = images.describe(row)
+    item.sandboxes = 0
+    for _, sandbox in pairs(server.sandboxes) do
+      if sandbox.image == row.name then
+        item.sandboxes = item.sandboxes + 1
+      end
+    end
+    list[#list + 1] = item
+  end
+  table.sort(list, function(a, b)
+    return a.name < b.name
+  end)
+  return list
+end
+
+-- Stages, fills by `fill(options)`, commits and writes down.
+local function make(server, name, replace, progress, fill)
+  if not valid(name) then
+    return nil, "not an image name: " .. name .. " (1-128 of [a-z0-9._-])", "EINVAL"
+  end
+  if server.images[name] and not replace then
+    return nil, "image exists: " .. name .. " (--replace makes it again)", "EEXIST"
+  end
+  if server.making_images[name] then
+    return nil, "image " .. name .. " is being made right now", "EBUSY"
+  end
+  server.making_images[name] = true
+  local function finished(...)
+    server.making_images[name] = nil
+    return ...
+  end
+  local base, message, code = server.ids:allocate()
+  if not base then
+    return finished(nil, message, code)
+  end
+  local stage
+  stage, message, code = server.storage:stage_image(name)
+  if not stage then
+    server.ids:release(base)
+    return finished(nil, message, code)
+  end
+  local work = server.directory .. "/work-" .. stage.id:gsub("[^%w]", "-")
+  local ok, meta
+  ok, meta, message, code = xpcall(fill, debug.traceback, {
+    target = stage.path,
+    range = { base = base, count = 65536 },
+    tools = server.tools,
+    work = work,
+    progress = progress,
+  })
+  server.ids:release(base)
+  if not ok then
+    log.error("image_crashed", { image = name, message = meta })
+    meta, message, code = nil, "internal error; the server's log has it", "EINTERNAL"
+  end
+  if meta then
+    local committed
+    committed, message, code = server.storage:commit_image(stage, name, replace)
+    if committed then
+      local created = meta.created or os.time()
+      server.state:add_image(name, created, meta)
+      server.images[name] = { name = name, created = created, meta = meta }
+      server.storage:refill(name)
+      log.info("image_made", { image = name, bytes = meta.bytes })
+      return finished(images.describe(server.images[name]))
+    end
+  end
+  server.storage:abort_image(stage)
+  log.error("image_failed", { image = name, message = message, code = code })
+  return finished(nil, message, code)
+end
+
+function images.build(server, params, progress)
+  return make(server, params.image, params.replace, progress, function(options)
+    return image.build(params.image, options)
+  end)
+end
+
+-- What is left of a path or reference when it names an image: its last part without tag and ending.
+local function short_name(text)
+  local name = text:gsub("/+$", ""):match("([^/]+)$") or text
+  name = name:gsub("@.*$", ""):gsub(":[^:]*$", "")
+  for _, ending in ipairs({ "%.tar%.gz$", "%.tgz$", "%.tar%.zst$", "%.tar%.xz$", "%.tar$" }) do
+    name = name:gsub(ending, "")
+  end
+  return name:lower():gsub("[^a-z0-9._-]", "-")
+end
+
+function images.import(server, params, progress)
+  if params.file:sub(1, 1) ~= "/" then
+    return nil, "image import needs an absolute path, not " .. params.file, "EINVAL"
+  end
+  if not uv.fs_stat(params.file) then
+    return nil, "no such file: " .. params.file, "ENOENT"
+  end
+  return make(server, params.image or short_name(params.file), params.replace, progress, function(options)
+    return image.import(params.file, options)
+  end)
+end
+
+function images.pull(server, params, progress)
+  return make(server, params.image or short_name(params.reference), params.replace, progress, function(options)
+    options.insecure = params.insecure
+    return image.pull(params.reference, options)
+  end)
+end
+
+--- Removes an image. Sandboxes made from it keep their files.
+function images.remove(server, params)
+  if not server.images[params.image] then
+    return nil, "no such image: " .. params.image, "ENOIMAGE"
+  end
+  server.state:remove_image(params.image)
+  server.images[params.image] = nil
+  local removed, message, code = server.storage:remove_image(params.image)
+  if not removed then
+    return nil, message, code
+  end
+  log.info("image_removed", { image = params.image })
+  return true
+end
+
+return images

@@ -1,0 +1,417 @@
+--- Sandboxes: their life from create to destroy, as the server (root) leads it.
+--
+-- A sandbox's state is written to the database before and after each step that leaves something
+-- behind, so that a server killed at any instant finds out what to adopt and what to unmake. One
+-- life-cycle operation at a time runs on a sandbox (its lock); commands don't take the lock.
+local async = require("tidepool.async")
+local cgroup = require("tidepool.server.cgroup")
+local container = require("tidepool.server.container")
+local core = require("tidepool.core")
+local host = require("tidepool.server.host")
+local link = require("tidepool.server.link")
+local log = require("tidepool.server.log")
+local processes = require("tidepool.server.processes")
+local random = require("tidepool.random")
+local spill = require("tidepool.server.spill")
+local verbs = require("tidepool.verbs")
+
+local sandboxes = {}
+
+local Sandbox = {}
+Sandbox.__index = Sandbox
+
+local function unhex(text)
+  return (text:gsub("%x%x", function(pair)
+    return string.char(tonumber(pair, 16))
+  end))
+end
+
+local function new(server, row)
+  return setmetatable({
+    server = server,
+    id = row.id,
+    name = row.name,
+    image = row.image,
+    spec = row.spec,
+    created = row.created,
+    state = row.state,
+    reason = row.reason,
+    run = row.run,
+    lock = async.lock(),
+    gone = async.event(), -- set when the present run has ended
+    processes = processes.new_table(),
+  }, Sandbox)
+end
+
+local function record(self, state, reason, run)
+  self.server.state:set_sandbox(self.id, state, reason, run)
+  self.state, self.reason, self.run = state, reason, run
+end
+
+--- The name of its cgroup, hostname and directories: the id, since names are used again.
+local function key(self)
+  return ("%d-%s"):format(self.id, self.name)
+end
+
+local function limits(self)
+  return { cpu = self.spec.cpu, memory = self.spec.memory, pids = self.spec.pids }
+end
+
+--- Unmakes what a run left outside of the container itself.
+local function release(self, base)
+  cgroup.kill(self.server.cgroups, key(self))
+  cgroup.remove(self.server.cgroups, key(self))
+  if base then
+    self.server.ids:release(base)
+  end
+end
+
+-- The run has ended, however it did: wake all who wait, write it down, unmake the rest.
+local function ended(self, reason)
+  if self.gone:is_set() then
+    return
+  end
+  local run = self.run
+  if self.watch then
+    self.watch:close()
+    self.watch = nil
+  end
+  if self.pidfd then
+    self.pidfd:close()
+    self.pidfd = nil
+  end
+  if self.link then
+    self.link:close()
+    self.link = nil
+  end
+  release(self, run and run.base)
+  record(self, "stopped", reason, nil)
+  processes.lost(self, reason)
+  log.info("sandbox_stopped", { sandbox = self.name, reason = reason })
+  self.gone:set(reason)
+end
+
+local function exit_reason(self, pid)
+  if self.stopping then
+    return self.stopping
+  end
+  -- The spawner tells the status a moment before or after the pidfd wakes us.
+  local status = self.server:exit_status(pid, 0.1)
+  local oom = cgroup.oom_kills(self.server.cgroups, key(self))
+  if status and status.signal then
+    local why = "init was killed by signal " .. status.signal
+    return oom > 0 and why .. " (out of memory)" or why
+  end
+  if status and status.code then
+    return "init exited with status " .. status.code
+  end
+  return "init ended"
+end
+
+-- Waits for init's end on its pidfd, and takes the link's end as a hint only.
+local function watch(self, pid)
+  local poller = assert(async.poller(self.pidfd:number()))
+  self.watch = poller
+  async.spawn(function()
+    if poller:readable() then
+      ended(self, exit_reason(self, pid))
+    end
+  end)
+end
+
+local function connect(self)
+  local opened, message, code = link.open(self.run.pid, unhex(self.run.nonce), {
+    on_exit = function(event)
+      processes.on_exit(self, event)
+    end,
+    on_close = function(why, why_code)
+      if self.state == "running" and not self.gone:is_set() then
+        log.warn("link_closed", { sandbox = self.name, message = why, code = why_code })
+      end
+    end,
+  })
+  if not opened then
+    return nil, message, code
+  end
+  self.link = opened
+  return true
+end
+
+--- Starts it from its files. Called with the lock held, in state creating or stopped.
+local function start(self)
+  local server = self.server
+  local base, message, code = server.ids:allocate()
+  if not base then
+    return nil, message, code
+  end
+  local nonce = random.hex(16)
+  record(self, "starting", nil, { base = base, nonce = nonce, boot_id = host.boot_id() })
+  self.gone = async.event()
+  self.stopping = nil
+  processes.reset(self)
+
+  local made
+  made, message, code = container.start(server.spawners, {
+    name = self.name,
+    hostname = self.name,
+    root = server.storage:path(self.id),
+    range = { base = base, count = 65536 },
+    cgroups = server.cgroups,
+    cgroup = key(self),
+    limits = limits(self),
+    init = server.tools .. "/tidepool-init",
+    filter = server.filter,
+    nonce = unhex(nonce),
+  })
+  if not made then
+    release(self, base)
+    record(self, "stopped", "start failed: " .. message, nil)
+    return nil, message, code
+  end
+
+  self.pidfd = made.pidfd
+  self.run.pid, self.run.start_time = made.pid, host.start_time(made.pid)
+  watch(self, made.pid)
+  local ok
+  ok, message, code = connect(self)
+  if not ok then
+    self.stopping = "start failed: " .. message
+    cgroup.kill(server.cgroups, key(self))
+    self.gone:wait(5)
+    return nil, message, code
+  end
+  record(self, "running", nil, self.run)
+  return true
+end
+
+local function resolve_limits(params)
+  local of_type = verbs.types[params.type]
+  return {
+    type = params.type,
+    cpu = params.cpu or of_type.cpu,
+    memory = params.memory or of_type.memory,
+    disk = params.disk or of_type.disk,
+    pids = params.pids,
+    env = params.env or {},
+    labels = params.labels or {},
+  }
+end
+
+local function unmake(self)
+  record(self, "destroying", nil, self.run)
+  local deleted, message, code = self.server.storage:delete(self.id)
+  if not deleted and code ~= "ENOENT" then
+    return nil, message, code
+  end
+  spill.remove(self)
+  self.server.state:remove_sandbox(self.id)
+  self.server.sandboxes[self.name] = nil
+  self.destroyed = true
+  return true
+end
+
+--- Makes and starts a new sandbox. "EEXIST" when the name is taken, "ENOIMAGE".
+function sandboxes.create(server, params)
+  if server.sandboxes[params.name] then
+    return nil, "sandbox exists: " .. params.name, "EEXIST"
+  end
+  local image = server.images[params.image]
+  if not image then
+    return nil, "no such image: " .. params.image .. " (image ls lists them, image build makes one)", "ENOIMAGE"
+  end
+  local spec = resolve_limits(params)
+  local created = os.time()
+  local id = server.state:add_sandbox(params.name, params.image, spec, created)
+  local self = new(server, { id = id, name = params.name, image = params.image, spec = spec, created = created, state = "creating" })
+  server.sandboxes[params.name] = self
+
+  return self.lock:with(function()
+    local path, message, code = server.storage:create(id, params.image)
+    if path then
+      local limited, why = server.storage:limit(id, spec.disk)
+      self.disk_unenforced = not limited and why or nil
+      local ok
+      ok, message, code = start(self)
+      if ok then
+        log.info("sandbox_created", { sandbox = self.name, id = id, image = params.image })
+        return self
+      end
+    end
+    log.error("create_failed", { sandbox = self.name, message = message, code = code })
+    local unmade, complaint = unmake(self)
+    if not unmade then
+      log.error("unmake_failed", { sandbox = self.name, message = complaint })
+    end
+    return nil, "create " .. params.name .. ": " .. message, code
+  end)
+end
+
+--- The sandbox of that name, running: started when it is stopped, made when absent.
+-- Returns it and whether it was made.
+function sandboxes.open(server, params)
+  local self = server.sandboxes[params.name]
+  if not self then
+    local made, message, code = sandboxes.create(server, params)
+    if made or code ~= "EEXIST" then
+      return made, made and true or message, code
+    end
+    self = server.sandboxes[params.name] -- somebody else made it meanwhile
+  end
+  local ok, message, code = self:wake()
+  if not ok then
+    return nil, message, code
+  end
+  return self, false
+end
+
+--- Makes sure that it runs.
+function Sandbox:wake()
+  if self.state == "running" and self.link and not self.link:is_closed() then
+    return true
+  end
+  return self.lock:with(function()
+    if self.destroyed then
+      return nil, "sandbox was destroyed: " .. self.name, "ENOSANDBOX"
+    end
+    if self.state == "running" then
+      if self.link and not self.link:is_closed() then
+        return true
+      end
+      local linked, why = connect(self) -- the link broke, init may be well
+      if linked then
+        return true
+      end
+      self.stopping = "init does not answer: " .. why
+      cgroup.kill(self.server.cgroups, key(self))
+      self.gone:wait(5)
+    end
+    local ok, message, code = start(self)
+    if not ok then
+      return nil, "start " .. self.name .. ": " .. message, code
+    end
+    log.info("sandbox_started", { sandbox = self.name })
+    return true
+  end)
+end
+
+local function end_run(self, grace, reason)
+  if self.state ~= "running" then
+    return true
+  end
+  self.stopping = reason
+  if grace > 0 and self.link then
+    spill.save(self)
+    if self.link and self.link:request("shutdown", { grace = math.floor(grace * 1000) }, nil, 5) then
+      self.gone:wait(grace + 2)
+    end
+  end
+  if not self.gone:is_set() then
+    cgroup.kill(self.server.cgroups, key(self))
+    if not self.gone:wait(10) then
+      self.stopping = nil
+      return nil, self.name .. ": its processes do not end", "EBUSY"
+    end
+  end
+  return true
+end
+
+--- Ends all its processes: TERM, `grace` seconds, KILL. Files stay.
+function Sandbox:stop(grace)
+  return self.lock:with(function()
+    return end_run(self, grace, "stopped by request")
+  end)
+end
+
+--- Ends it and deletes its files.
+function Sandbox:destroy()
+  return self.lock:with(function()
+    if self.destroyed then
+      return true
+    end
+    local ok, message, code = end_run(self, 0, "destroyed")
+    if not ok then
+      return nil, message, code
+    end
+    ok, message, code = unmake(self)
+    if ok then
+      log.info("sandbox_destroyed", { sandbox = self.name, id = self.id })
+    end
+    return ok, message, code
+  end)
+end
+
+--- What a client is told about it. `deep`: usage too, which reads the kernel's counters.
+function Sandbox:info(deep)
+  local info = {
+    name = self.name,
+    id = self.id,
+    state = self.state,
+    reason = self.reason,
+    image = self.image,
+    type = self.spec.type,
+    labels = self.spec.labels,
+    env = self.spec.env,
+    created = self.created,
+    limits = { cpu = self.spec.cpu, memory = self.spec.memory, pids = self.spec.pids, disk = self.spec.disk },
+    processes = processes.count_running(self),
+  }
+  if deep then
+    info.pid = self.run and self.run.pid
+    info.usage = self.state == "running" and cgroup.usage(self.server.cgroups, key(self)) or {}
+    info.usage.disk = self.server.storage:usage(self.id)
+    info.unenforced = { unpack(self.server.cgroups.unenforced or {}) }
+    table.insert(info.unenforced, self.disk_unenforced)
+  end
+  return info
+end
+
+--- A leaf cgroup for one process tree: its directory descriptor.
+function Sandbox:leaf(name)
+  return cgroup.leaf(self.server.cgroups, key(self), name, self.run.base)
+end
+
+function Sandbox:leaf_group(name)
+  return key(self) .. "/" .. name
+end
+
+local function adopt_running(self)
+  local run = self.run
+  if run.boot_id ~= host.boot_id() then
+    return nil, "the host was restarted"
+  end
+  local pidfd = run.pid and core.fd.pidfd(run.pid)
+  if not pidfd or host.start_time(run.pid) ~= run.start_time then
+    return nil, "init ended while no server ran"
+  end
+  self.pidfd = pidfd
+  local ok, message = connect(self)
+  if not ok then
+    return nil, "init could not be reached: " .. message
+  end
+  watch(self, run.pid)
+  return processes.adopt(self)
+end
+
+--- Takes over what an earlier server left, one row of the database. Never raises for one bad sandbox.
+function sandboxes.adopt(server, row)
+  local self = new(server, row)
+  server.sandboxes[row.name] = self
+  if row.state == "running" then
+    local ok, reason = adopt_running(self)
+    if ok then
+      log.info("sandbox_adopted", { sandbox = self.name, pid = self.run.pid })
+      return
+    end
+    ended(self, reason)
+  elseif row.state == "starting" then
+    -- Its init may be there, but nobody wrote down which: end it by its cgroup.
+    release(self, nil)
+    record(self, "stopped", "the server ended while it started", nil)
+  elseif row.state == "creating" or row.state == "destroying" then
+    release(self, nil)
+    local ok, message = unmake(self)
+    log.info("sandbox_unmade", { sandbox = self.name, state = row.state, message = ok and "" or message })
+  end
+end
+
+return sandboxes
