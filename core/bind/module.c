@@ -7,6 +7,11 @@ static const struct {
 } parts[] = {
     {"fd", tp_open_fd},
     {"channel", tp_open_channel},
+    {"plan", tp_open_plan},
+    {"namespace", tp_open_namespace},
+    {"seccomp", tp_open_seccomp},
+    {"cgroup", tp_open_cgroup},
+    {"lock", tp_open_lock},
     {"copy", tp_open_copy},
 };
 
