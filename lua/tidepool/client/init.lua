@@ -36,8 +36,19 @@ local function read_file(path)
   return text
 end
 
+-- The environment of the server: ours, with this client's directories.
+local function environment_of(self)
+  local environment = uv.os_environ()
+  environment.TIDEPOOL_STATE, environment.TIDEPOOL_RUN = self.state, self.run
+  local list = {}
+  for name, value in pairs(environment) do
+    list[#list + 1] = name .. "=" .. value
+  end
+  return list
+end
+
 -- Starts a server that outlives us; returns a function that tells how it ended, if it has.
-local function start_server()
+local function start_server(self)
   local errors = os.tmpname()
   local stderr = assert(core.fd.open(errors, "wct", 384))
   local null = assert(core.fd.open("/dev/null", "rw"))
@@ -45,6 +56,7 @@ local function start_server()
   handle, pid = uv.spawn(paths.launcher(), {
     args = { "serve", "--daemon" },
     detached = true,
+    env = environment_of(self),
     stdio = { null:number(), null:number(), stderr:number() },
     cwd = "/",
   }, async.guarded(function(code, signal)
@@ -71,8 +83,8 @@ end
 --- The exit status of `serve` when another server has the state directory.
 client.ALREADY = 75
 
-local function open_channel(start)
-  local path = paths.socket()
+local function open_channel(self)
+  local path = self.run .. "/server.sock"
   local channel, message, code = core.channel.connect(path)
   if channel then
     return channel
@@ -80,14 +92,14 @@ local function open_channel(start)
   if code ~= "ENOENT" and code ~= "ECONNREFUSED" then
     return nil, ("connect to %s: %s"):format(path, message), code
   end
-  if not start then
-    return nil, "no server runs for " .. paths.state(), "ENOSERVER"
+  if not self.start then
+    return nil, "no server runs for " .. self.state, "ENOSERVER"
   end
   if uv.getuid() ~= 0 then
-    return nil, "no server runs for " .. paths.state() .. "; starting one needs root (sudo)", "EPERM"
+    return nil, "no server runs for " .. self.state .. "; starting one needs root (sudo)", "EPERM"
   end
 
-  local failure, why = start_server()
+  local failure, why = start_server(self)
   if not failure then
     return nil, why, "ENOSERVER"
   end
@@ -103,17 +115,21 @@ local function open_channel(start)
     local text = failure()
     if text then
       failure(true)
-      return nil, "the server did not start: " .. (text ~= "" and text or "see " .. paths.state() .. "/server.log"), "ENOSERVER"
+      return nil, "the server did not start: " .. (text ~= "" and text or "see " .. self.state .. "/server.log"), "ENOSERVER"
     end
   end
   failure(true)
-  return nil, ("the server did not answer within %d s, see %s/server.log"):format(START_LIMIT, paths.state()), "ETIMEDOUT"
+  return nil, ("the server did not answer within %d s, see %s/server.log"):format(START_LIMIT, self.state), "ETIMEDOUT"
 end
 
---- A client; it connects with its first call. options.start = false: never start a server.
+--- A client; it connects with its first call. options: start = false, never start a server;
+-- state, run: the server's directories, so that one process can talk to several servers.
 function client.new(options)
+  options = options or {}
   return setmetatable({
-    start = not (options and options.start == false),
+    start = options.start ~= false,
+    state = options.state or paths.state(),
+    run = options.run or paths.run(),
     lock = async.lock(),
     progress = {},
     environment = nil,
@@ -128,7 +144,7 @@ local function connection(self)
     if self.connection and not self.connection:is_closed() then
       return self.connection
     end
-    local channel, message, code = open_channel(self.start)
+    local channel, message, code = open_channel(self)
     if not channel then
       return nil, message, code
     end
