@@ -1,7 +1,7 @@
 --- Between a person's terminal (or pipes) and a process of a sandbox: bytes both ways, at the pace of
 -- the slower side, and the terminal given back as it was, whatever happens.
 --
--- Runs in the client, in a task. Takes a stream of core.stream; knows nothing of servers and names.
+-- Runs in the client, in a task. Takes a tidepool.client.stream; knows nothing of servers and names.
 local uv = require("luv")
 local async = require("tidepool.async")
 
@@ -101,67 +101,6 @@ function terminal.size()
   return cols, rows
 end
 
--- One poll handle for both directions, since libuv allows one a descriptor.
-local function duplex(fd)
-  local self = { reader = nil, writer = nil }
-  local handle = assert(uv.new_poll(fd))
-  local function arm()
-    local events = (self.reader and "r" or "") .. (self.writer and "w" or "")
-    if handle:is_closing() then
-      return
-    elseif events == "" then
-      handle:stop()
-    else
-      handle:start(events, self.ready)
-    end
-  end
-  self.ready = async.guarded(function(err, events)
-    local reader, writer = self.reader, self.writer
-    local failed = err or not events
-    if reader and (failed or events:find("[rd]")) then
-      self.reader = nil
-    else
-      reader = nil
-    end
-    if writer and (failed or events:find("[wd]")) then
-      self.writer = nil
-    else
-      writer = nil
-    end
-    arm()
-    if reader then
-      reader()
-    end
-    if writer then
-      writer()
-    end
-  end)
-  function self.wait(side)
-    async.wait(function(wake)
-      self[side] = wake
-      arm()
-    end)
-  end
-  function self.interrupt()
-    local reader, writer = self.reader, self.writer
-    self.reader, self.writer = nil, nil
-    arm()
-    if reader then
-      reader()
-    end
-    if writer then
-      writer()
-    end
-  end
-  function self.close()
-    if not handle:is_closing() then
-      handle:close()
-    end
-    self.interrupt()
-  end
-  return self
-end
-
 -- Writes all of it to one of our own descriptors. Blocks when that is a slow pipe or terminal, and
 -- so the sandbox's process waits too.
 local function write_all(fd, bytes)
@@ -179,38 +118,12 @@ local function write_all(fd, bytes)
 end
 terminal.write_all = write_all
 
--- Sends bytes as the process's input, waiting while it doesn't take them.
-local function send(state, bytes)
-  while #bytes > 0 and not state.done do
-    local count, message, code = state.stream:write(bytes)
-    if count and count > 0 then
-      bytes = bytes:sub(count + 1)
-    elseif count == 0 or code == "EAGAIN" or message == "EAGAIN" then
-      state.link.wait("writer")
-    else
-      return nil
-    end
-  end
-  return not state.done
-end
-
--- What waits in the stream's own buffer goes out when the socket takes it.
-local function flush(state)
-  while not state.done do
-    local empty, message, code = state.stream:flush()
-    if empty then
-      return true
-    elseif empty == nil and code ~= "EAGAIN" and message ~= "EAGAIN" then
-      return nil
-    end
-    state.link.wait("writer")
-  end
-end
-
 local function leave(state, field, value)
-  state.outcome[field] = value
-  state.done = true
-  state.link.interrupt()
+  if not state.done then
+    state.outcome[field] = value
+    state.done = true
+    state.stream:close() -- wakes whoever waits on it
+  end
 end
 
 -- Standard input to the process, in a task of its own, until its end or the process's.
@@ -224,24 +137,22 @@ local function pass_input(state, options)
       break
     end
     local bytes, _, code = uv.fs_read(fd, CHUNK, -1)
-    if not bytes and code == "EAGAIN" then
-      bytes = nil
-    elseif not bytes or bytes == "" then
-      -- The end, or a terminal that is gone.
-      state.stream:eof()
-      flush(state)
-      break
-    else
+    if bytes and bytes ~= "" then
       local detach = false
       if filter then
         bytes, detach = filter(bytes)
       end
-      if not send(state, bytes) or not flush(state) then
+      if bytes ~= "" and not state.stream:write(bytes) then
         break
       end
       if detach then
         leave(state, "detached", true)
       end
+    elseif code ~= "EAGAIN" then
+      if not options.keep_input then
+        state.stream:eof() -- the end, or a terminal that is gone
+      end
+      break
     end
   end
   if poller then
@@ -250,7 +161,7 @@ local function pass_input(state, options)
 end
 
 -- The person's terminal: raw, its size passed on, given back by the function that is returned.
-local function take_terminal(state)
+local function take_terminal(state, redraw)
   local handles = {}
   local tty = uv.new_tty(0, true)
   if not tty then
@@ -261,8 +172,13 @@ local function take_terminal(state)
     tty:set_mode(2) -- UV_TTY_MODE_IO: cfmakeraw; "raw" would leave output processing on
     local cols, rows = tty:get_winsize()
     if type(cols) == "number" and cols > 0 then
-      state.stream:resize(cols, rows)
-      async.spawn(flush, state)
+      async.spawn(function()
+        if redraw and rows > 1 then -- a program draws anew only when the size changes
+          redraw = false
+          state.stream:resize(cols, rows - 1)
+        end
+        state.stream:resize(cols, rows)
+      end)
     end
   end
   local function on(name, fn)
@@ -305,75 +221,79 @@ local function take_signals(state, options)
   end
 end
 
+local NAMES = { "stdout", "stderr" }
+
 local function pass_output(state, options)
-  local outcome, stream = state.outcome, state.stream
+  local outcome = state.outcome
   while not state.done do
-    local kind, a, b, bytes = stream:read()
-    if kind == "data" then
-      outcome.offset = b + #bytes
+    local frame, message, code = state.stream:read()
+    if not frame then
+      if not state.done then
+        outcome.broken = { message, code }
+      end
+      return
+    elseif frame.type == "data" then
+      local bytes = frame.bytes
+      if options.filter then
+        bytes = options.filter(bytes, frame.offset)
+      end
       if state.modes then
         state.modes.watch(bytes)
       end
-      local ok, message, code = options.on_output(a, bytes)
-      if ok == nil and code then
-        outcome.output_failed = { message, code }
+      local ok, failure, why = options.on_output(NAMES[frame.stream], bytes)
+      if ok == nil and why then
+        outcome.output_failed = { failure, why }
         return
       end
-    elseif kind == "lost" then
-      outcome.dropped = outcome.dropped + b
-      if options.on_lost then
-        options.on_lost(b)
-      end
-    elseif kind == "exit" then
-      outcome.kind, outcome.code = a, b
+    elseif frame.type == "lost" then
+      outcome.dropped = outcome.dropped + frame.count
+    elseif frame.type == "exit" then
+      outcome.kind, outcome.code = frame.kind, frame.code
       return
-    elseif kind == "end" then
+    elseif frame.type == "end" then
       outcome.ended = true
       return
-    elseif kind == "stdin_closed" then
-      if state.input_poller then
-        state.input_poller:close()
-      end
-    elseif kind == nil and b == "EAGAIN" then
-      state.link.wait("reader")
-    else
-      outcome.broken = { a or "the stream ended", b or "EPIPE" }
-      return
+    elseif frame.type == "stdin_closed" and state.input_poller then
+      state.input_poller:close()
     end
   end
 end
 
 --- Joins a stream with our own input and output until the process ends or someone leaves.
--- options: `input` (descriptor number; nil: none), `on_output(stream, bytes)` (default: to 1 and 2),
--- `raw` (input is a terminal that becomes the process's), `detach_keys` (bytes), `on_signal(number)`,
--- `on_lost(count)`.
+-- options: `input` (descriptor number; nil: none), `on_output(stream name, bytes)` (default: to our 1
+-- and 2), `filter(bytes, offset)` (what to show instead), `raw` (input is a terminal that becomes the
+-- process's), `redraw` (make a full-screen program draw anew), `detach_keys` (bytes), `keep_input` (the
+-- end of our input is not passed on), `on_signal(number)` (true: dealt with; else a signal makes us leave).
 -- Returns { kind = "code" or "signal", code } when the process ended, else one of `detached`, `ended`
 -- (all that was there is shown), `interrupted` (a signal's number), `broken` and `output_failed`
--- ({ message, code }); always `dropped`, bytes. The stream stays the caller's to close.
+-- ({ message, code }); always `dropped`, bytes. Closes the stream.
 function terminal.pump(stream, options)
-  options.on_output = options.on_output or function(number, bytes)
-    return write_all(number == 2 and 2 or 1, bytes)
-  end
-  local state = { stream = stream, link = duplex(stream:number()), outcome = { dropped = 0 }, done = false }
+  local state = { stream = stream, outcome = { dropped = 0 }, done = false }
   local raw = options.raw and options.input == 0 and uv.guess_handle(0) == "tty"
   state.modes = raw and terminal.mode_watch() or nil
 
   local drop_signals = take_signals(state, options)
-  local give_back = raw and take_terminal(state) or function() end
-  local input
+  local give_back = raw and take_terminal(state, options.redraw) or function() end
   if options.input then
-    input = async.spawn(pass_input, state, { input = options.input, raw = raw, detach_keys = options.detach_keys })
+    async.spawn(pass_input, state, {
+      input = options.input,
+      raw = raw,
+      detach_keys = options.detach_keys,
+      keep_input = options.keep_input,
+    })
   end
 
-  local ok, err = xpcall(pass_output, debug.traceback, state, options)
+  local ok, err = xpcall(pass_output, debug.traceback, state, {
+    filter = options.filter,
+    on_output = options.on_output or function(name, bytes)
+      return write_all(name == "stderr" and 2 or 1, bytes)
+    end,
+  })
   state.done = true
   if state.input_poller then
     state.input_poller:close()
   end
-  state.link.close()
-  if input then
-    input:join()
-  end
+  stream:close()
   if state.modes and not state.outcome.kind then
     write_all(1, state.modes.undo())
   end

@@ -15,15 +15,9 @@ local FAILED = 125
 local Context = {}
 Context.__index = Context
 
---- The connection to the server, made when first asked for: client | nil, message, code.
+--- The client of the server, which starts by itself.
 function Context:connect()
-  if not self.client then
-    local client, message, code = require("tidepool.client").connect()
-    if not client then
-      return nil, message, code
-    end
-    self.client = client
-  end
+  self.client = self.client or require("tidepool.client").new()
   return self.client
 end
 
@@ -59,11 +53,7 @@ end
 
 --- Sends the command's verb: result | nil, message, code.
 function Context:call(command, values, fds)
-  local client, message, code = self:connect()
-  if not client then
-    return nil, message, code
-  end
-  return client:call(command.verb, require("tidepool.cli.commands").params(command, values), fds)
+  return self:connect():call(command.verb, require("tidepool.cli.commands").params(command, values), fds)
 end
 
 local function run_verb(context, values, command)

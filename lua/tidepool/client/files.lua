@@ -48,6 +48,19 @@ function Files:close(message)
   end
 end
 
+--- Whether the agent is still there, as far as can be told without asking it.
+function Files:alive()
+  if self.closed then
+    return false
+  end
+  local bytes, message, code = self.channel:receive()
+  if bytes or code ~= "EAGAIN" then -- an end, or an answer that nobody asked for
+    self:close(bytes and "answers out of order" or message)
+    return false
+  end
+  return true
+end
+
 local function lost(self, message, code)
   self:close(message)
   return nil, "file agent: " .. tostring(message), code or "EPIPE"
@@ -457,6 +470,92 @@ end
 --- Sets a modification time, in seconds.
 function Files:touch(path, mtime)
   return run(self, "times", { path = path, mtime = mtime })
+end
+
+-- The methods of a sandbox -----------------------------------------------------------------------
+
+local IDLE = 30 -- seconds that an agent is kept for the next operation; it costs the sandbox memory
+
+-- Runs body(files) with the kept agent of options.user, or a new one.
+local function with_agent(box, options, body)
+  return async.within(function()
+    local user = tostring(options and options.user or "agent")
+    local kept = box.agents[user]
+    if kept and kept.users == 0 and not kept.files:alive() then
+      kept = nil
+    end
+    if not kept then
+      local fd, message, code = box:agent(user)
+      if not fd then
+        return nil, message, code
+      end
+      local opened
+      opened, message, code = files.open(fd)
+      if not opened then
+        return nil, message, code
+      end
+      kept = { files = opened, users = 0 }
+      box.agents[user] = kept
+    end
+    if kept.cancel then
+      kept.cancel()
+      kept.cancel = nil
+    end
+    kept.users = kept.users + 1
+    local results = { body(kept.files) }
+    kept.users = kept.users - 1
+    if kept.users == 0 then
+      kept.cancel = async.after(IDLE, function()
+        kept.cancel = nil
+        kept.files:close()
+      end)
+    end
+    return unpack(results, 1, 3)
+  end)
+end
+
+--- Gives a Box its file methods: those of Files, with `user` (name or id, default agent) among the
+-- options, upload, download, and close, which ends the agents.
+function files.extend(Box)
+  local with_options = { read = 2, write = 3, append = 3, list = 2, stat = 2, mkdir = 2, remove = 2, rename = 3, chmod = 3, symlink = 3, touch = 3 }
+  for name, position in pairs(with_options) do
+    Box[name] = function(self, ...)
+      local args = { n = select("#", ...), ... }
+      return with_agent(self, args[position], function(agent)
+        return agent[name](agent, unpack(args, 1, args.n))
+      end)
+    end
+  end
+
+  --- Copies from the host: see tidepool.client.copy. options: user, on_progress(result, path).
+  function Box:upload(from, to, options)
+    return with_agent(self, options, function(agent)
+      return require("tidepool.client.copy").upload(agent, from, to, options)
+    end)
+  end
+
+  --- Copies to the host.
+  function Box:download(from, to, options)
+    return with_agent(self, options, function(agent)
+      return require("tidepool.client.copy").download(agent, from, to, options)
+    end)
+  end
+
+  --- Runs fn(files) with a file client; for several operations in a row and for descriptors.
+  function Box:files(fn, options)
+    return with_agent(self, options, fn)
+  end
+
+  --- Ends what this client keeps open. The sandbox goes on.
+  function Box:close()
+    for user, kept in pairs(self.agents) do
+      if kept.cancel then
+        kept.cancel()
+      end
+      kept.files:close()
+      self.agents[user] = nil
+    end
+  end
 end
 
 return files
