@@ -77,9 +77,12 @@ int tp_confine_mount(int directory, int userns, struct tp_error *err) {
   if (tree < 0)
     return tp_fail(err, errno, "clone the target's mount");
   struct mount_attr attr = {
-      .attr_set = MOUNT_ATTR_IDMAP | MOUNT_ATTR_NOSUID | MOUNT_ATTR_NODEV | MOUNT_ATTR_NOEXEC,
-      .userns_fd = (uint64_t)userns,
+      .attr_set = MOUNT_ATTR_NOSUID | MOUNT_ATTR_NODEV | MOUNT_ATTR_NOEXEC,
   };
+  if (userns >= 0) {
+    attr.attr_set |= MOUNT_ATTR_IDMAP;
+    attr.userns_fd = (uint64_t)userns;
+  }
   if (syscall(SYS_mount_setattr, tree, "", AT_EMPTY_PATH, &attr, sizeof attr) < 0)
     return tp_fail(err, errno, "shift the target's ids (does its file system know idmapped mounts?)");
   return tp_take_fd(&tree);

@@ -18,7 +18,8 @@ struct tp_range {
 /* A user namespace with 0..count-1 mapped to the range, held by the descriptor that is returned. */
 int tp_confine_userns(const struct tp_range *range, struct tp_error *err);
 
-/* A detached mount of the directory, its on-disk ids 0..count-1 shifted into the range. */
+/* A detached mount of the directory, its on-disk ids 0..count-1 shifted into the range; not shifted
+ * when userns is -1. */
 int tp_confine_mount(int directory, int userns, struct tp_error *err);
 
 /* In the child, after fork from a process that has unshared CLONE_NEWPID: enter the jail. Closes

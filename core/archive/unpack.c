@@ -238,7 +238,10 @@ static int unpack(struct options *options, struct tp_error *err) {
   TP_CLOSE int userns = tp_confine_userns(&options->range, err);
   if (userns < 0)
     return -1;
-  TP_CLOSE int tree = tp_confine_mount(target, userns, err);
+  /* A plain archive's files are the worker's own: no shifting, so any file system will do. */
+  if (options->unpack.plain && fchown(target, options->range.base, options->range.base) < 0)
+    return tp_fail(err, errno, "give %s to the worker", options->target);
+  TP_CLOSE int tree = tp_confine_mount(target, options->unpack.plain ? -1 : userns, err);
   if (tree < 0)
     return -1;
 
