@@ -91,9 +91,11 @@ static int l_open(lua_State *L) {
   if (strchr(letters, 'd'))
     flags |= O_DIRECTORY;
 
+  mode_t mode = (mode_t)luaL_optinteger(L, 4, 0600);
+  int directory = tp_check_fd(L, 1);
   int *fd = tp_new_fd(L);
   struct tp_error err;
-  *fd = tp_copy_open(tp_check_fd(L, 1), name, flags, (mode_t)luaL_optinteger(L, 4, 0600), &err);
+  *fd = tp_copy_open(directory, name, flags, mode, &err);
   return *fd < 0 ? tp_lua_fail(L, &err) : 1;
 }
 

@@ -44,7 +44,7 @@ local TYPES = {
     function(text)
       return verbs.valid_name(text) and text or nil
     end,
-    "a name, 1-63 of a-z, 0-9 and -,"
+    "a name (1-63 of a-z, 0-9 and -, not starting with -)"
   },
   offset = { args.bytes, "a number of bytes" },
   integer = {
@@ -141,7 +141,7 @@ function args.nearest(word, candidates)
       best, best_distance = candidate, distance
     end
   end
-  if best_distance and best_distance <= math.max(1, math.floor(#word / 3)) then
+  if best_distance and best_distance <= math.max(1, math.ceil(#word / 3)) then
     return best
   end
 end

@@ -186,7 +186,9 @@ return {
   command({
     name = "cp",
     about = "Copy files and trees between host and sandbox: NAME:PATH is inside.",
-    details = "Into a directory that is there, else to that name; SRC/. means the contents of SRC. Links stay\nlinks, modes, times and holes are kept, and what is written belongs to who writes it.",
+    details = [[
+Into a directory that is there, else to that name; SRC/. means the contents of SRC. Links stay
+links, modes, times and holes are kept, and what is written belongs to who writes it.]],
     params = {
       { name = "source", metavar = "SRC", type = "string", positional = 1, required = true, about = "what to copy" },
       { name = "target", metavar = "DST", type = "string", positional = 2, required = true, about = "where to" },

@@ -177,9 +177,9 @@ function format.argv(argv)
   return table.concat(words, " ")
 end
 
---- Bytes from a sandbox made harmless for a terminal: no control characters.
-function format.clean(text)
-  return (tostring(text):gsub("[%z\1-\31\127]", function(char)
+--- Bytes from a sandbox made harmless for a terminal: no control characters; `lines` leaves newlines.
+function format.clean(text, lines)
+  return (tostring(text):gsub(lines and "[%z\1-\8\11-\31\127]" or "[%z\1-\31\127]", function(char)
     return ("\\x%02x"):format(char:byte())
   end))
 end

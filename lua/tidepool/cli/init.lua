@@ -21,11 +21,11 @@ function Context:connect()
   return self.client
 end
 
-function Context:print(text)
+function Context.print(_, text)
   io.stdout:write(text)
 end
 
-function Context:note(text)
+function Context.note(_, text)
   io.stderr:write(text, "\n")
 end
 
@@ -35,7 +35,7 @@ function Context:fail(message, code, status)
   if self.json then
     self:print(format.json({ error = { message = message, code = code or "EIO" } }) .. "\n")
   end
-  self:note(("tidepool: %s (%s)"):format(format.clean(message), code or "EIO"))
+  self:note(("tidepool: %s (%s)"):format(format.clean(message, true), code or "EIO"))
   return status or FAILED
 end
 
@@ -96,6 +96,20 @@ local function run(context, command, values)
   end)
 end
 
+-- Also when the rest of the command line was wrong: a script wants its error as JSON too.
+local function wants_json(values, words)
+  if values then
+    return values.json
+  end
+  for _, word in ipairs(words) do
+    if word == "--" then
+      return false
+    elseif word == "--json" then
+      return true
+    end
+  end
+end
+
 --- Runs one command line and returns its exit status.
 ---@param words string[] the words behind the program's name
 ---@return integer status
@@ -124,7 +138,7 @@ function cli.main(words)
 
   local values, message
   values, message, code = args.parse(command, rest)
-  local context = setmetatable({ json = values and values.json }, Context)
+  local context = setmetatable({ json = wants_json(values, rest) }, Context)
   if not values then
     local status = context:fail(command.name .. ": " .. message, code)
     context:note("Try ./sandbox.lua " .. command.name .. " --help.")

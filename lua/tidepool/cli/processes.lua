@@ -317,7 +317,10 @@ return {
     name = "exec",
     params = { LINE, KEYS, ENV },
     run = exec,
-    details = "Its exit status is the command's: 128 + N after signal N, 124 after a timeout, 127 and 126 when the\ncommand is not there or can't be run, 125 for other errors of ours. Ctrl-C is passed on; a second one\nends the command and all that it started. With -t, ctrl-p ctrl-q leaves it running.",
+    details = [[
+Its exit status is the command's: 128 + N after signal N, 124 after a timeout, 127 and 126 when the
+command is not there or can't be run, 125 for other errors of ours. Ctrl-C is passed on; a second one
+ends the command and all that it started. With -t, ctrl-p ctrl-q leaves it running.]],
   },
   { name = "start", params = { LINE, ENV }, run = start },
   { name = "ps", run = ps },

@@ -114,7 +114,9 @@ return {
     name = "shell",
     group = "process",
     about = "Open a login shell in a terminal of its own.",
-    details = "ctrl-p ctrl-q leaves it running; `attach` comes back to it with its recent output. The exit status\nis the shell's.",
+    details = [[
+ctrl-p ctrl-q leaves it running; `attach` comes back to it with its recent output. The exit status
+is the shell's.]],
     wakes = true,
     params = {
       { name = "name", type = "name", positional = 1, required = true, about = "the sandbox" },
@@ -130,7 +132,9 @@ return {
   },
   {
     name = "attach",
-    details = "Shows recent output, then what comes, and passes our input on. Several may be attached at once; the\nend of our input does not end the process's. ctrl-p ctrl-q leaves a terminal; Ctrl-C leaves others.",
+    details = [[
+Shows recent output, then what comes, and passes our input on. Several may be attached at once; the
+end of our input does not end the process's. ctrl-p ctrl-q leaves a terminal; Ctrl-C leaves others.]],
     params = {
       { name = "no_stdin", type = "boolean", flag = "--no-stdin", about = "only look" },
       KEYS,

@@ -143,4 +143,97 @@ function core.channel.listen(path) end
 ---@return string? code "EAGAIN": nobody waits
 function core.channel.accept(fd) end
 
+-- Copies between host and sandbox, the host's side. An entry is one name below an open directory:
+-- "", ".", "..", a "/" or NUL in it are "EINVAL", and no call follows a link. Sizes and offsets: bytes.
+core.copy = {}
+
+--- Copies between regular files, in the kernel where it can. Less than `length` only at the end of `input`.
+---@param input tidepool.Fd|integer
+---@param input_offset number
+---@param output tidepool.Fd|integer
+---@param output_offset number
+---@param length number
+---@return number? count
+---@return string? message
+---@return string? code "ENOSPC", "EIO" ...
+function core.copy.range(input, input_offset, output, output_offset, length) end
+
+--- The next stretch of data of a sparse file at or after `from`; false when only a hole is left.
+---@param fd tidepool.Fd|integer
+---@param from number
+---@return number|false|nil start
+---@return number|string|nil stop_or_message the first byte behind it
+---@return string? code
+function core.copy.extent(fd, from) end
+
+--- Reads at an offset.
+---@param fd tidepool.Fd|integer
+---@param offset number
+---@param length number at most 64 MiB
+---@return string? bytes "" at the end
+---@return string? message
+---@return string? code
+function core.copy.read(fd, offset, length) end
+
+--- Opens an entry; never waits for a FIFO.
+---@param directory tidepool.Fd|integer
+---@param name string
+---@param letters? string r read, w write, x make it (exclusive), t truncate, d directory only
+---@param mode? integer of a new file, 0600 by default
+---@return tidepool.Fd? fd
+---@return string? message
+---@return string? code "ELOOP" (a link), "EEXIST", "ENOENT", "ENOTDIR"
+function core.copy.open(directory, name, letters, mode) end
+
+---@param directory tidepool.Fd|integer
+---@param name string
+---@param mode? integer 0700 by default
+---@return true? made
+---@return string? message
+---@return string? code
+function core.copy.mkdir(directory, name, mode) end
+
+---@param directory tidepool.Fd|integer
+---@param name string
+---@param target string any text: nothing looks at it here
+---@return true? made
+---@return string? message
+---@return string? code
+function core.copy.symlink(directory, name, target) end
+
+--- Removes a file or link.
+---@param directory tidepool.Fd|integer
+---@param name string
+---@return true? removed
+---@return string? message
+---@return string? code
+function core.copy.unlink(directory, name) end
+
+--- Renames within the directory and replaces what is there.
+---@param directory tidepool.Fd|integer
+---@param from string
+---@param to string
+---@return true? renamed
+---@return string? message
+---@return string? code
+function core.copy.rename(directory, from, to) end
+
+--- Of the entry itself, also when it is a link: `kind` (file, directory, link, other), `mode`, `size`.
+---@param directory tidepool.Fd|integer
+---@param name string
+---@return { kind: string, mode: integer, size: number }? stat
+---@return string? message
+---@return string? code
+function core.copy.stat(directory, name) end
+
+--- What an entry gets last, when nothing writes to it any more.
+---@param fd tidepool.Fd|integer
+---@param mode integer
+---@param mtime? number seconds since the epoch
+---@param size? number
+---@return true? done
+---@return string? message
+---@return string? code
+function core.copy.finish(fd, mode, mtime, size) end
+
 return core
