@@ -98,8 +98,9 @@ static int add(scmp_filter_ctx context, int code, int number, unsigned count,
   return outcome == -EEXIST ? 0 : outcome;
 }
 
-static int add_name(scmp_filter_ctx context, uint32_t arch, int code, const char *name) {
-  int number = seccomp_syscall_resolve_name_arch(arch, name);
+/* Rules are given by the native number, whatever the architecture that they are for. */
+static int add_name(scmp_filter_ctx context, int code, const char *name) {
+  int number = seccomp_syscall_resolve_name(name);
   if (number == __NR_SCMP_ERROR)
     return 0; /* not of this architecture, or newer than the library: see refused_numbers */
   return add(context, code, number, 0, (struct scmp_arg_cmp){0});
@@ -117,27 +118,25 @@ static int refuse_personality(scmp_filter_ctx context, int number) {
   return outcome;
 }
 
-static int refuse_by_argument(scmp_filter_ctx context, uint32_t arch) {
+static int refuse_by_argument(scmp_filter_ctx context) {
   int outcome = 0;
-  int clone = seccomp_syscall_resolve_name_arch(arch, "clone");
-  int unshare = seccomp_syscall_resolve_name_arch(arch, "unshare");
+  int clone = seccomp_syscall_resolve_name("clone");
+  int unshare = seccomp_syscall_resolve_name("unshare");
   for (unsigned i = 0; i < COUNT(namespaces) && outcome == 0; i++) {
     struct scmp_arg_cmp flag = SCMP_A0_64(SCMP_CMP_MASKED_EQ, namespaces[i], namespaces[i]);
     outcome = add(context, EPERM, unshare, 1, flag);
     if (outcome == 0 && i > 0)
       outcome = add(context, EPERM, clone, 1, flag);
   }
-  int ioctl = seccomp_syscall_resolve_name_arch(arch, "ioctl");
+  int ioctl = seccomp_syscall_resolve_name("ioctl");
   for (unsigned i = 0; i < COUNT(refused_ioctls) && outcome == 0; i++)
     outcome = add(context, EPERM, ioctl, 1,
                   SCMP_A1_64(SCMP_CMP_MASKED_EQ, 0xffffffff, refused_ioctls[i]));
   if (outcome == 0)
-    outcome = refuse_personality(context, seccomp_syscall_resolve_name_arch(arch, "personality"));
+    outcome = refuse_personality(context, seccomp_syscall_resolve_name("personality"));
 
-  /* i386 has its own numbers for sockets beside socketcall, whose arguments lie in memory. */
-  bool i386 = arch == SCMP_ARCH_X86;
-  int calls[] = {i386 ? 359 : seccomp_syscall_resolve_name_arch(arch, "socket"),
-                 i386 ? 360 : seccomp_syscall_resolve_name_arch(arch, "socketpair")};
+  int calls[] = {seccomp_syscall_resolve_name("socket"),
+                 seccomp_syscall_resolve_name("socketpair")};
   for (unsigned i = 0; i < COUNT(refused_families) && outcome == 0; i++)
     for (unsigned k = 0; k < COUNT(calls) && outcome == 0; k++)
       outcome = add(context, EAFNOSUPPORT, calls[k], 1,
@@ -148,11 +147,15 @@ static int refuse_by_argument(scmp_filter_ctx context, uint32_t arch) {
 static int fill(scmp_filter_ctx context, uint32_t arch) {
   int outcome = 0;
   for (unsigned i = 0; i < COUNT(refused) && outcome == 0; i++)
-    outcome = add_name(context, arch, refused[i].code, refused[i].name);
-  for (unsigned i = 0; i < COUNT(refused_numbers) && outcome == 0; i++)
+    outcome = add_name(context, refused[i].code, refused[i].name);
+  for (unsigned i = 0; i < COUNT(refused_numbers) && outcome == 0; i++) {
     outcome = add(context, refused_numbers[i].code, refused_numbers[i].number, 0,
                   (struct scmp_arg_cmp){0});
-  return outcome == 0 ? refuse_by_argument(context, arch) : outcome;
+    /* It can't translate a number that it doesn't know; nothing mounts without move_mount. */
+    if (outcome == -EFAULT && arch != seccomp_arch_native())
+      outcome = 0;
+  }
+  return outcome == 0 ? refuse_by_argument(context) : outcome;
 }
 
 /* A context of one architecture: rules with arguments differ, so each is filled alone. Calls of

@@ -146,23 +146,26 @@ int tp_run_await(struct tp_run *run, struct tp_error *err) {
   return got == 1 ? 0 : tp_fail(err, ECANCELED, "spawner is gone");
 }
 
+static void child_report(struct tp_run *run, int step) {
+  run->parent->failed = step;
+  run->parent->child_failed = true;
+  _exit(127);
+}
+
 static void child_main(void *arg) {
   struct tp_run *run = arg;
   const struct tp_plan *plan = run->plan;
+  struct tp_error *err = &run->parent->child_error;
   close(run->link); /* else our own copy would hide that the spawner is gone */
 
-  struct tp_error *err = &run->child_error;
   if (tp_run_await(run, err) < 0)
-    _exit(127);
+    child_report(run, plan->child);
   for (int i = plan->child + 1; i <= plan->exec; i++) {
-    if (plan->steps[i].op == TP_OP_join)
-      continue;
-    if (functions[plan->steps[i].op](run, &plan->steps[i], err) >= 0 || plan->steps[i].optional)
+    const struct tp_step *step = &plan->steps[i];
+    if (step->op == TP_OP_join || functions[step->op](run, step, err) >= 0 || step->optional)
       continue;
     tp_wrap(err, "plan step %d", i + 1);
-    run->failed = i;
-    run->child_failed = true;
-    break;
+    child_report(run, i);
   }
   _exit(127);
 }
@@ -170,7 +173,8 @@ static void child_main(void *arg) {
 /* clone NAMESPACES OWNER SLOT: the child of the plan, in new namespaces that OWNER's user id is
  * charged for (each sandbox has kernel limits of its own), born in the cgroup behind SLOT. */
 int tp_step_clone(struct tp_run *run, const struct tp_step *step, struct tp_error *err) {
-  static char *stack; /* one child at a time uses it */
+  static char *stack; /* one child at a time uses these two */
+  static struct tp_run child; /* its descriptors have numbers of its own */
   if (!stack) {
     char *made = mmap(NULL, CHILD_STACK, PROT_READ | PROT_WRITE,
                       MAP_PRIVATE | MAP_ANONYMOUS | MAP_STACK, -1, 0);
@@ -184,6 +188,8 @@ int tp_step_clone(struct tp_run *run, const struct tp_step *step, struct tp_erro
     return tp_fail(err, errno, "make socket pair");
   run->link = pair[0];
   run->child_link = pair[1];
+  child = *run;
+  child.parent = run;
 
   int cgroup = run->slots[step->args[2].number];
   struct clone_args args = {
@@ -199,7 +205,7 @@ int tp_step_clone(struct tp_run *run, const struct tp_step *step, struct tp_erro
   uid_t owner = (uid_t)step->args[1].number;
   if (syscall(SYS_setresuid, -1, owner, -1) < 0)
     return tp_fail(err, errno, "become user %u", owner);
-  long pid = tp_raw_clone3(&args, child_main, run);
+  long pid = tp_raw_clone3(&args, child_main, &child);
   if (syscall(SYS_setresuid, -1, 0, -1) < 0)
     _exit(1); /* can't be: 0 is the real id */
   if (pid < 0)

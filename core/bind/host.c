@@ -1,9 +1,6 @@
-/* core.namespace, core.seccomp, core.cgroup, core.lock: what the server does itself on the host,
+/* core.namespace, core.seccomp, core.cgroup: what the server does itself on the host,
  * because none of it blocks. The rest is plan steps, see core.plan. */
-#include <errno.h>
 #include <stdlib.h>
-#include <string.h>
-#include <sys/file.h>
 
 #include "../cgroup.h"
 #include "../namespace.h"
@@ -63,23 +60,6 @@ static int l_populated(lua_State *L) {
   return 1;
 }
 
-/* core.lock.take(fd, wait) -> true | nil, message, code: an exclusive lock on the open file, until it
- * is closed. Without `wait`, "EAGAIN" when another holds it. */
-static int l_lock(lua_State *L) {
-  int fd = tp_check_fd(L, 1), outcome;
-  int operation = LOCK_EX | (lua_toboolean(L, 2) ? 0 : LOCK_NB);
-  do
-    outcome = flock(fd, operation);
-  while (outcome < 0 && errno == EINTR);
-  if (outcome < 0) {
-    struct tp_error err;
-    tp_fail(&err, errno, "lock");
-    return tp_lua_fail(L, &err);
-  }
-  lua_pushboolean(L, 1);
-  return 1;
-}
-
 static int open_table(lua_State *L, const luaL_Reg *functions) {
   lua_newtable(L);
   luaL_register(L, NULL, functions);
@@ -99,10 +79,5 @@ int tp_open_seccomp(lua_State *L) {
 int tp_open_cgroup(lua_State *L) {
   static const luaL_Reg functions[] = {
       {"leaf", l_leaf}, {"kill", l_kill}, {"populated", l_populated}, {NULL, NULL}};
-  return open_table(L, functions);
-}
-
-int tp_open_lock(lua_State *L) {
-  static const luaL_Reg functions[] = {{"take", l_lock}, {NULL, NULL}};
   return open_table(L, functions);
 }

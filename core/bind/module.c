@@ -11,7 +11,6 @@ static const struct {
     {"namespace", tp_open_namespace},
     {"seccomp", tp_open_seccomp},
     {"cgroup", tp_open_cgroup},
-    {"lock", tp_open_lock},
     {"copy", tp_open_copy},
 };
 

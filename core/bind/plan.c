@@ -153,8 +153,15 @@ static int l_check(lua_State *L) {
   return 1;
 }
 
+/* core.plan.code(errno) -> "ENOENT" and the like, for an answer of the spawner's */
+static int l_code(lua_State *L) {
+  lua_pushstring(L, tp_error_name((int)luaL_checkinteger(L, 1)));
+  return 1;
+}
+
 int tp_open_plan(lua_State *L) {
-  static const luaL_Reg functions[] = {{"encode", l_encode}, {"check", l_check}, {NULL, NULL}};
+  static const luaL_Reg functions[] = {
+      {"encode", l_encode}, {"check", l_check}, {"code", l_code}, {NULL, NULL}};
   luaL_newmetatable(L, "tidepool.PlanWriter");
   lua_pushcfunction(L, l_writer_gc);
   lua_setfield(L, -2, "__gc");

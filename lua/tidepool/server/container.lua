@@ -1,0 +1,183 @@
+--- Starting one sandbox: the plan that turns a root subvolume into a machine of its own.
+--
+-- Runs in the server, which only composes the plan; a spawner executes it (core/spawn.c). Steps before
+-- `child` are the host's, steps from there to `exec` run inside the new namespaces, as its root, and
+-- nothing in the sandbox's files is trusted on the way: whoever lived there may have left any link.
+local uv = require("luv")
+
+local container = {}
+
+local slot = { cgroup = 0, init = 1, root = 2, socket = 3 }
+
+--- The directory of init inside; see core/init/protocol.h.
+local own = "/.tidepool"
+
+-- Parts of /proc and /sys that tell of, or change, more than the sandbox. Those that this kernel has.
+local masked = {
+  "/proc/acpi", "/proc/asound", "/proc/kcore", "/proc/keys", "/proc/latency_stats", "/proc/sched_debug",
+  "/proc/scsi", "/proc/timer_list", "/proc/timer_stats", "/sys/firmware", "/sys/devices/virtual/powercap",
+}
+local protected = { "/proc/bus", "/proc/fs", "/proc/irq", "/proc/sys", "/proc/sysrq-trigger" }
+
+-- Whether a path is there does not change while the host is up, so we look once.
+local present = setmetatable({}, {
+  __index = function(known, path)
+    known[path] = uv.fs_lstat(path) ~= nil
+    return known[path]
+  end,
+})
+
+local devices = { "null", "zero", "full", "random", "urandom", "tty" }
+
+local links = {
+  { "/proc/self/fd", "/dev/fd" },
+  { "/proc/self/fd/0", "/dev/stdin" },
+  { "/proc/self/fd/1", "/dev/stdout" },
+  { "/proc/self/fd/2", "/dev/stderr" },
+  { "pts/ptmx", "/dev/ptmx" },
+}
+
+local mode = { root = 493, sticky = 1023, secret = 256, plain = 420 } -- 0755, 01777, 0400, 0644
+
+local function append(plan, steps)
+  for _, step in ipairs(steps) do
+    plan[#plan + 1] = step
+  end
+end
+
+local function add_devices(plan, half)
+  append(plan, {
+    { "dir", "/dev", mode.root },
+    { "mount", "tmpfs", "/dev", "tmpfs", "nosuid,noexec", "mode=0755,size=64k,nr_inodes=512" },
+    { "mkdir", "/dev/pts", mode.root },
+    { "mount", "devpts", "/dev/pts", "devpts", "nosuid,noexec", "newinstance,ptmxmode=0666,mode=0620,gid=5" },
+    { "mkdir", "/dev/shm", mode.sticky },
+    { "mount", "tmpfs", "/dev/shm", "tmpfs", "nosuid,nodev", "mode=1777,size=" .. half },
+  })
+  for _, name in ipairs(devices) do
+    plan[#plan + 1] = { "device", name, "/dev/" .. name }
+  end
+  for _, link in ipairs(links) do
+    plan[#plan + 1] = { "symlink", link[1], link[2] }
+  end
+end
+
+local function add_kernel_files(plan)
+  append(plan, {
+    { "dir", "/proc", mode.root },
+    { "mount", "proc", "/proc", "proc", "nosuid,nodev,noexec", "" },
+    { "dir", "/sys", mode.root },
+    { "mount", "sysfs", "/sys", "sysfs", "ro,nosuid,nodev,noexec", "" },
+  })
+  for _, path in ipairs(masked) do
+    if present[path] then
+      plan[#plan + 1] = { "mask?", path }
+    end
+  end
+  for _, path in ipairs(protected) do
+    if present[path] then
+      plan[#plan + 1] = { "protect", path }
+    end
+  end
+end
+
+local function hosts(hostname)
+  return ("127.0.0.1\tlocalhost\n127.0.1.1\t%s\n::1\tlocalhost ip6-localhost ip6-loopback\n"):format(hostname)
+end
+
+local function add_files(plan, spec)
+  append(plan, {
+    { "replace?", "/etc/hostname", mode.plain, spec.hostname .. "\n" },
+    { "replace?", "/etc/hosts", mode.plain, hosts(spec.hostname) },
+    { "replace?", "/etc/resolv.conf", mode.plain, "nameserver 127.0.0.1\n" },
+  })
+  if spec.machine_id then
+    plan[#plan + 1] = { "replace?", "/etc/machine-id", 292, spec.machine_id .. "\n" }
+  end
+end
+
+local function add_own(plan, spec)
+  append(plan, {
+    { "dir", own, mode.root },
+    { "mount", "tmpfs", own, "tmpfs", "nosuid,nodev", "mode=0755,size=2m,nr_inodes=16" },
+    { "copy", slot.init, own .. "/init", mode.root },
+    { "file", own .. "/nonce", mode.secret, spec.nonce },
+    { "listen", slot.socket, own .. "/init.sock" },
+  })
+  if spec.filter then
+    plan[#plan + 1] = { "file", own .. "/filter", mode.plain, spec.filter }
+  end
+  plan[#plan + 1] = { "mount", "", own, "", "bind,remount,ro,nosuid,nodev", "" }
+end
+
+--- The plan for `spec`, see container.start; for specs that look at it or break it.
+function container.plan(spec)
+  local base, count = spec.range.base, spec.range.count
+  local limits = spec.limits or {}
+  local half = ("%d"):format(math.floor((limits.memory or 1073741824) / 2))
+  local cgroup = require("tidepool.server.cgroup")
+  local create, join = cgroup.steps(spec.cgroups, spec.cgroup, base, limits)
+  local plan = {}
+  append(plan, create)
+  append(plan, {
+    { "open", slot.cgroup, cgroup.directory(spec.cgroups, spec.cgroup) },
+    { "open", slot.init, spec.init },
+    { "tree", slot.root, spec.root, "nodev" },
+    { "clone", "user,pid,mount,net,ipc,uts", base, slot.cgroup },
+    { "idmaps", base, count },
+    { "idmap", slot.root },
+    { "child" },
+    { "identity" },
+    { "private" },
+    { "root", slot.root },
+  })
+  add_devices(plan, half)
+  add_kernel_files(plan)
+  append(plan, {
+    { "dir", "/tmp", mode.sticky },
+    { "mount", "tmpfs", "/tmp", "tmpfs", "nosuid,nodev", "mode=1777,size=" .. half },
+    { "dir", "/run", mode.root },
+    { "mount", "tmpfs", "/run", "tmpfs", "nosuid,nodev", "mode=0755,size=" .. half },
+    { "detach" },
+    { "hostname", spec.hostname },
+    { "loopback" },
+  })
+  add_files(plan, spec)
+  add_own(plan, spec)
+  append(plan, join)
+  append(plan, {
+    { "joined" }, -- a cgroup namespace shows what the child is in when it is made
+    { "unshare", "cgroup" },
+    { "unshare?", "time" },
+    { "mount?", "cgroup2", "/sys/fs/cgroup", "cgroup2", "ro,nosuid,nodev,noexec", "" },
+    { "rlimit?", 7, 1024, 524288 }, -- RLIMIT_NOFILE
+    { "exec", own .. "/init", slot.socket },
+    { "oom?", 1000 },
+  })
+  return plan
+end
+
+--- Starts a sandbox's init. Waits for its exec, not for its first answer.
+-- spec: hostname; root, its subvolume's path; range = { base, count }; cgroups, of cgroup.open, and
+-- cgroup, its key there; limits = { cpu, memory, pids }; init, the program's path; filter, of
+-- core.seccomp; nonce, 16 bytes; machine_id, 32 hexadecimal digits, if its file is to be written.
+-- Returns { pid, pidfd } | nil, message, code; a failure leaves nothing behind.
+function container.start(pool, spec)
+  local answer, message, code = pool:execute(container.plan(spec))
+  if not answer then
+    return nil, message, code
+  end
+  return { pid = answer.pid, pidfd = answer.pidfd }
+end
+
+--- Ends what may be left of a sandbox whose init nobody knows, and removes its groups.
+function container.destroy(pool, cgroups, key)
+  local cgroup = require("tidepool.server.cgroup")
+  local plan = { { "killgroup", cgroup.directory(cgroups, key) }, { "ungroup", cgroup.directory(cgroups, key) } }
+  for _, below in pairs(cgroups.limits) do
+    plan[#plan + 1] = { "ungroup", below .. "/" .. key }
+  end
+  return pool:execute(plan)
+end
+
+return container

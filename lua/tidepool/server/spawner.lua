@@ -1,0 +1,235 @@
+--- The spawners: small root processes that execute plans, so that the server's loop never blocks.
+--
+-- Runs in the server. A pool holds a few of them and gives a plan to the one with the least to do. One
+-- that dies is started again; what it was executing fails with "ECONNRESET", and what it may have left
+-- half-made is found by reconciling. The children that they made outlive them and the server.
+local uv = require("luv")
+local async = require("tidepool.async")
+local core = require("tidepool.core")
+local paths = require("tidepool.paths")
+
+local spawner = {}
+
+local Pool = {}
+Pool.__index = Pool
+
+local function u32(bytes, at)
+  local a, b, c, d = bytes:byte(at, at + 3)
+  return a + b * 0x100 + c * 0x10000 + d * 0x1000000
+end
+
+local function put_u32(number)
+  return string.char(
+    number % 0x100,
+    math.floor(number / 0x100) % 0x100,
+    math.floor(number / 0x10000) % 0x100,
+    math.floor(number / 0x1000000)
+  )
+end
+
+local function decode_answer(bytes, fds)
+  local code, length = u32(bytes, 5), u32(bytes, 13)
+  local message = bytes:sub(17, 16 + length)
+  if code ~= 0 then
+    return nil, message, core.plan.code(code)
+  end
+  local at = 17 + length
+  local answer = { pid = u32(bytes, at), values = {} }
+  for i = 1, u32(bytes, at + 4) do
+    answer.values[i] = u32(bytes, at + 8 * i) + u32(bytes, at + 8 * i + 4) * 0x100000000
+  end
+  if answer.pid == 0 then
+    answer.pid = nil
+  else
+    answer.pidfd = fds and fds[1]
+  end
+  return answer
+end
+
+local function handle_frame(one, bytes, fds)
+  local serial = u32(bytes, 1)
+  if serial == 0 then
+    one.pool:exited(u32(bytes, 5), u32(bytes, 9))
+    return
+  end
+  local waiter = one.waiting[serial]
+  if waiter then
+    one.waiting[serial] = nil
+    one.load = one.load - 1
+    waiter(decode_answer(bytes, fds))
+  end
+end
+
+--- Reads until nothing is there; nil when the spawner is gone.
+local function drain(one)
+  while one.channel do
+    local bytes, fds, code = one.channel:receive()
+    if not bytes then
+      return code == "EAGAIN"
+    end
+    handle_frame(one, bytes, fds)
+  end
+end
+
+local function watch(one)
+  one.poll = uv.new_poll(one.channel:number())
+  local function arm(events)
+    one.events = events
+    one.poll:start(events, async.guarded(function()
+      if not drain(one) then
+        one.pool:lost(one)
+        return
+      end
+      local empty = one.channel and one.channel:flush()
+      if one.channel and events == "rw" and empty then
+        arm("r")
+      end
+    end))
+  end
+  one.arm = arm
+  arm("r")
+end
+
+local function start_one(pool, index)
+  local ours, theirs = core.fd.pair()
+  if not ours then
+    return nil, theirs, "EMFILE"
+  end
+  local one = { pool = pool, index = index, waiting = {}, load = 0, serial = 0 }
+  local handle, pid, code = uv.spawn(pool.program, {
+    args = {},
+    env = { "PATH=/usr/sbin:/usr/bin:/sbin:/bin" },
+    stdio = { nil, nil, 2, theirs:number() },
+    detached = true, -- a Ctrl-C at the server's terminal is not for it
+  }, async.guarded(function()
+    one.handle:close()
+    pool:lost(one)
+  end))
+  theirs:close()
+  if not handle then
+    ours:close()
+    return nil, pool.program .. ": " .. tostring(pid), code
+  end
+  one.handle, one.pid = handle, pid
+  one.channel = core.channel.wrap(ours)
+  watch(one)
+  pool.members[index] = one
+  return one
+end
+
+--- Starts `count` spawners (2 unless given), inside the mount namespace that the pool of subvolumes is
+-- mounted in. `options.tools`: the directory of the program, else the build's.
+-- Returns a pool | nil, message, code.
+function spawner.start(count, options)
+  local ok, message, code = core.namespace.unshare_mount()
+  if not ok then
+    return nil, message, code
+  end
+  local pool = setmetatable({
+    members = {},
+    listeners = {},
+    program = (options and options.tools or paths.build()) .. "/tidepool-spawner",
+    count = count or 2,
+  }, Pool)
+  for i = 1, pool.count do
+    local one
+    one, message, code = start_one(pool, i)
+    if not one then
+      pool:close()
+      return nil, message, code
+    end
+  end
+  return pool
+end
+
+--- Calls fn(pid, status) when a child of a spawner has ended: { code = } or { signal = }.
+function Pool:on_exit(fn)
+  self.listeners[#self.listeners + 1] = fn
+end
+
+function Pool:exited(pid, status)
+  local signal = bit.band(status, 0x7f)
+  local decoded = signal == 0 and { code = bit.rshift(status, 8) % 0x100 } or { signal = signal }
+  for _, fn in ipairs(self.listeners) do
+    async.guarded(fn)(pid, decoded)
+  end
+end
+
+--- One spawner is gone: its plans fail, and another takes its place.
+function Pool:lost(one)
+  if not one.channel then
+    return
+  end
+  one.poll:close()
+  one.channel:close()
+  one.channel = nil
+  self.members[one.index] = nil
+  local waiting = one.waiting
+  one.waiting = {}
+  for _, waiter in pairs(waiting) do
+    waiter(nil, "the spawner ended while it executed the plan", "ECONNRESET")
+  end
+  if not self.closed then
+    -- Not at once for ever: a program that can't start would spin.
+    self.failures = (self.failures or 0) + 1
+    async.after(self.failures > 3 and 1 or 0, function()
+      if not self.closed and not self.members[one.index] then
+        start_one(self, one.index)
+      end
+    end)
+  end
+end
+
+local function least_busy(pool)
+  local best
+  for i = 1, pool.count do
+    local one = pool.members[i]
+    if one and (not best or one.load < best.load) then
+      best = one
+    end
+  end
+  return best
+end
+
+--- Executes a plan: a list of steps, or their encoding. `fds` fill its first slots and stay the caller's.
+-- Returns { pid =, pidfd =, values = } | nil, message, code; a failed plan has left nothing behind.
+function Pool:execute(plan, fds)
+  local message, code
+  if type(plan) == "table" then
+    plan, message, code = core.plan.encode(plan)
+    if not plan then
+      return nil, message, code
+    end
+  end
+  local one = least_busy(self)
+  if not one then
+    return nil, "no spawner is running", self.closed and "ECANCELED" or "EAGAIN"
+  end
+  local serial = one.serial % 0xffffffff + 1
+  one.serial = serial
+  local written
+  written, message, code = one.channel:send(put_u32(serial) .. plan, fds)
+  if written == nil then
+    return nil, message, code
+  end
+  if not written and one.events == "r" then
+    one.arm("rw")
+  end
+  one.load = one.load + 1
+  return async.wait(function(wake)
+    one.waiting[serial] = wake
+  end)
+end
+
+--- Ends the spawners; what they have started lives on.
+function Pool:close()
+  self.closed = true
+  for i = 1, self.count do
+    local one = self.members[i]
+    if one then
+      self:lost(one)
+    end
+  end
+end
+
+return spawner
