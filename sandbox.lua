@@ -14,12 +14,13 @@ if ! command -v luajit >/dev/null 2>&1; then
     *) ask= ;;
   esac
   if [ -n "$ask" ] || [ "$(id -u)" != 0 ] || ! command -v apt-get >/dev/null 2>&1; then
-    echo "tidepool: LuaJIT is not installed. As root: apt-get update && $install" >&2
+    echo "tidepool: LuaJIT is not installed. As root, ./sandbox.lua run examples/01_first_light.lua" >&2
+    echo "installs all that is needed; or by hand: apt-get update && $install" >&2
     exit 125
   fi
   log=$(mktemp)
   export DEBIAN_FRONTEND=noninteractive
-  echo "[0/3] installing luajit and lua-luv ..." >&2
+  echo "installing luajit and lua-luv ..." >&2
   if ! { $install || { apt-get update -q && $install; }; } >"$log" 2>&1 </dev/null; then
     tail -n 20 "$log" >&2
     echo "tidepool: LuaJIT could not be installed; the whole log is $log" >&2

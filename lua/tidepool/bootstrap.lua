@@ -26,6 +26,7 @@ bootstrap.packages = {
   { "libluajit-5.1-dev", "build", "LuaJIT's headers, for the C module" },
   { "libseccomp-dev", "build", "composes the system call filter" },
   { "libarchive-dev", "build", "unpacks images" },
+  { "nettle-dev", "build", "the digests of image layers" },
   { "musl-tools", "build", "links the sandbox's pid 1, static and small" },
   { "mmdebstrap", "image", "builds Debian images" },
   { "busybox-static", "image", "the minimal image's programs" },
@@ -392,16 +393,17 @@ end
 --- Sees to it that the packages of "run", "build" and of `groups` are installed and the build is
 -- that of the sources. True, or nil and a message for a human.
 ---@param groups string[] of "image", "example", "test", "bench"
+---@param of integer? how many phases there are with the caller's own (2)
 ---@return boolean? ok
 ---@return string? message
-function bootstrap.ensure(groups)
+function bootstrap.ensure(groups, of)
   local uv = loop()
   if uv and packages_stamped(groups, uv) and fresh(uv, sources(uv)) then
     return true
   end
+  of = of or 2
   return with_lock(function()
     local missing = bootstrap.missing(groups)
-    local of = 2
     if #missing > 0 then
       local command = bootstrap.install_command(missing)
       if ffi.C.geteuid() ~= 0 or capture("command -v apt-get") == "" then
@@ -442,6 +444,36 @@ function bootstrap.ensure(groups)
       end
       write_file(paths.build() .. "/build.stamp", signature)
     end
+    return true
+  end)
+end
+
+--- Sees to it that the server has the default image, which takes a minute once. True, or nil and a
+-- message. Needs what `ensure` installs; says nothing and does nothing when no server can be had,
+-- since the verb itself will say that better.
+function bootstrap.default_image(number)
+  local async = require("tidepool.async")
+  local name = "debian"
+  return async.run(function()
+    local client = require("tidepool.client").new()
+    local images = client:call("image_ls", {})
+    for _, image in ipairs(images or {}) do
+      images = image.name ~= name and images or nil
+    end
+    if not images then
+      client:close()
+      return true
+    end
+    local phase = bootstrap.phase(number, number, "building the default image, " .. name)
+    local image, message, code = client:call("image_build", { image = name }, nil, function(line)
+      phase:update(line)
+    end)
+    client:close()
+    if not image and code ~= "EEXIST" then
+      phase:finish("failed")
+      return nil, ("image build %s: %s (%s)"):format(name, message, code)
+    end
+    phase:finish("done")
     return true
   end)
 end

@@ -47,6 +47,30 @@ local function remaining(arg)
   return rest
 end
 
+-- `run` is how a newcomer starts; `open` and `create` need it unless they name an image.
+local function wants_default_image(arg)
+  local verb = arg[1]
+  if verb ~= "open" and verb ~= "create" then
+    return verb == "run"
+  end
+  for _, word in ipairs(arg) do
+    if word:match("^%-%-image") then
+      return false
+    end
+  end
+  return true
+end
+
+local function prepare(arg, groups)
+  local bootstrap = require("tidepool.bootstrap")
+  local image = wants_default_image(arg)
+  local ok, message = bootstrap.ensure(groups, image and 3 or 2)
+  if ok and image then
+    ok, message = bootstrap.default_image(3)
+  end
+  return ok, message
+end
+
 --- Runs the verb in `arg`; returns the exit status. 125 is ours, as docker has it.
 ---@param arg string[]
 ---@return integer status
@@ -56,8 +80,11 @@ function launcher.main(arg)
   if groups == nil then
     groups = {}
   end
-  if groups and verb:sub(1, 1) ~= "-" and not asks_for_help(arg) then
-    local ok, message = require("tidepool.bootstrap").ensure(groups)
+  if asks_for_help(arg) or verb:sub(1, 1) == "-" then
+    return require("tidepool.cli").main(arg)
+  end
+  if groups then
+    local ok, message = prepare(arg, groups)
     if not ok then
       io.stderr:write("tidepool: ", message, "\n")
       return 125
