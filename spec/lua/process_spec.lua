@@ -1,0 +1,254 @@
+-- Commands in a sandbox: what exec, start, logs, kill and wait promise, on a real sandbox.
+local support = require("spec.support")
+local async = require("tidepool.async")
+
+describe("exec", function()
+  local box
+  setup(function()
+    box = support.sandbox()
+  end)
+  teardown(function()
+    box:destroy()
+  end)
+
+  it("gives exit code, both streams as bytes, and times", function()
+    local result = assert(box:exec({ "sh", "-c", "printf 'a\\000\\377b'; printf err >&2; exit 3" }))
+    assert.equal(3, result.exit_code)
+    assert.equal("a\0\255b", result.stdout)
+    assert.equal("err", result.stderr)
+    assert.equal(0, result.dropped)
+    assert.is_true(result.wall_seconds > 0 and result.wall_seconds < 5)
+    assert.is_true(result.cpu_seconds > 0 and result.cpu_seconds < 5)
+  end)
+
+  it("takes a shell line as well as an argv", function()
+    assert.equal("3\n", assert(box:exec("echo $((1 + 2))")).stdout)
+    assert.equal("$HOME *\n", assert(box:exec({ "echo", "$HOME *" })).stdout)
+  end)
+
+  it("runs as agent in /workspace with a home there, unless told otherwise", function()
+    assert.equal("1000 /workspace /workspace\n", box:exec("echo $(id -u) $PWD $HOME").stdout)
+    assert.equal("0 /tmp\n", box:exec("echo $(id -u) $PWD", { user = "root", cwd = "/tmp" }).stdout)
+    assert.equal("1234\n", box:exec("id -u", { user = "1234" }).stdout)
+  end)
+
+  it("merges the environment of the sandbox and of the command", function()
+    local own = support.sandbox({ env = { A = "box", B = "box" } })
+    assert.equal("box cmd\n", own:exec('echo "$A $B"', { env = { B = "cmd" } }).stdout)
+    own:destroy()
+  end)
+
+  it("passes stdin on, of any size, and its end", function()
+    assert.equal("hello", box:exec({ "cat" }, { stdin = "hello" }).stdout)
+    local large = ("0123456789abcdef"):rep(200000)
+    local result = box:exec({ "wc", "-c" }, { stdin = large })
+    assert.equal(tostring(#large), (result.stdout:gsub("%s", "")))
+    local n = 0
+    assert.equal("123", box:exec({ "cat" }, {
+      stdin = function()
+        n = n + 1
+        return n <= 3 and tostring(n) or nil
+      end,
+    }).stdout)
+    assert.equal("", box:exec({ "cat" }).stdout)
+  end)
+
+  it("tells the signal that ended a command", function()
+    local result = box:exec("kill -9 $$")
+    assert.equal(9, result.signal)
+    assert.is_nil(result.exit_code)
+  end)
+
+  for _, case in ipairs({
+    { "a program that is not there", { "no-such-program" }, {}, "ENOENT", "no%-such%-program" },
+    { "a file that may not be executed", { "/etc/passwd" }, {}, "EACCES", "/etc/passwd" },
+    { "an unknown user", { "true" }, { user = "nobody-here" }, "EBADUSER", "nobody%-here" },
+    { "a directory that is not there", { "true" }, { cwd = "/nowhere" }, "EBADCWD", "/nowhere" },
+  }) do
+    it("says that " .. case[1] .. " could not be started, which is not an exit code", function()
+      local result, message, code = box:exec(case[2], case[3])
+      assert.is_nil(result)
+      assert.equal(case[4], code)
+      assert.matches(case[5], message)
+    end)
+  end
+
+  it("differs between a command that can't be started and one that exits 127", function()
+    assert.equal(127, box:exec("exit 127").exit_code)
+  end)
+
+  it("kills the whole tree at its timeout and says so", function()
+    local result = box:exec("setsid sleep 1000 & sleep 1000", { timeout = 0.3 })
+    assert.is_true(result.timed_out)
+    assert.equal(9, result.signal)
+    assert.is_true(result.wall_seconds < 3)
+    assert.equal("", box:exec("pgrep sleep || ps | grep '[s]leep 1000'").stdout)
+  end)
+
+  it("returns when the command ends though a child keeps its pipes open", function()
+    local result = box:exec("sleep 300 & echo started")
+    assert.equal("started\n", result.stdout)
+    assert.is_true(result.wall_seconds < 3)
+    box:exec("kill $(pgrep sleep)")
+  end)
+
+  it("streams output while the command runs", function()
+    local pieces, first = {}, nil
+    local started = os.time()
+    box:exec("echo one; sleep 1; echo two >&2", {
+      on_output = function(stream, bytes)
+        first = first or os.time() - started
+        pieces[#pieces + 1] = stream .. ":" .. bytes
+      end,
+    })
+    assert.same({ "stdout:one\n", "stderr:two\n" }, pieces)
+    assert.is_true(first <= 1)
+  end)
+
+  it("keeps at most the limit of each stream and counts the rest", function()
+    local result = box:exec("head -c 100000 /dev/zero; printf abc >&2", { limit = 1000 })
+    assert.equal(1000, #result.stdout)
+    assert.equal("abc", result.stderr)
+    assert.equal(99000, result.dropped)
+  end)
+
+  it("loses nothing of twenty megabytes", function()
+    local result = box:exec("head -c 20000000 /dev/zero | tr '\\0' x")
+    assert.equal(20000000, #result.stdout)
+    assert.equal(0, result.dropped)
+  end)
+
+  it("runs many at a time", function()
+    async.run(function()
+      local tasks = {}
+      for i = 1, 40 do
+        tasks[i] = function()
+          assert(box:exec({ "echo", tostring(i) }).stdout == i .. "\n")
+        end
+      end
+      async.all(tasks)
+    end)
+  end)
+end)
+
+describe("a background process", function()
+  local box
+  setup(function()
+    box = support.sandbox()
+  end)
+  teardown(function()
+    box:destroy()
+  end)
+
+  it("is there under its name, with output to read from any offset", function()
+    local process = assert(box:start("echo one; echo two; sleep 1000", { name = "talker" }))
+    assert.equal("one", process:wait_log("one"))
+    process:wait_log("two")
+    local found = box:process("talker"):info()
+    assert.equal("running", found.status)
+    assert.equal(8, found.output)
+    assert.equal("two\n", box:process("talker"):logs({ since = 4 }).text)
+    local lines = {}
+    for line in process:lines({ since = 0, follow = true }) do
+      lines[#lines + 1] = line
+      if #lines == 2 then
+        break
+      end
+    end
+    assert.same({ "one", "two" }, lines)
+    assert.equal(15, process:kill().signal)
+  end)
+
+  it("can't take a name that is in use, and gives it back when it ends", function()
+    local first = assert(box:start("sleep 1000", { name = "only" }))
+    local _, _, code = box:start("true", { name = "only" })
+    assert.equal("EEXIST", code)
+    first:kill(0)
+    assert(box:start("true", { name = "only" })):wait()
+  end)
+
+  it("waits with its exit code, and says when it still runs", function()
+    local process = assert(box:start("sleep 0.2; exit 5"))
+    local _, _, code = process:wait(0.02)
+    assert.equal("ETIMEDOUT", code)
+    assert.equal(5, process:wait(5).exit_code)
+    assert.equal(5, process:wait().exit_code)
+  end)
+
+  it("and all its children end by TERM, or by KILL after the grace", function()
+    local gentle = assert(box:start("trap 'echo bye; exit 0' TERM; while :; do sleep 0.1; done"))
+    support.eventually(function()
+      return gentle:info().pid
+    end)
+    box:exec("sleep 0.2")
+    assert.equal(0, gentle:kill(5).exit_code)
+    assert.equal("bye\n", gentle:logs().text)
+    local stubborn = assert(box:start("trap '' TERM; while :; do sleep 0.1; done"))
+    box:exec("sleep 0.2")
+    assert.equal(9, stubborn:kill(0.3).signal)
+  end)
+
+  it("gets signals by name", function()
+    local process = assert(box:start("trap 'echo hup' HUP; echo ready; while :; do sleep 0.05; done"))
+    process:wait_log("ready")
+    assert(process:signal("HUP"))
+    assert.equal("hup", process:wait_log("hup"))
+    local _, _, code = process:signal("NOSUCH")
+    assert.equal("EINVAL", code)
+    process:kill(0)
+  end)
+
+  it("drops the oldest output when nobody reads, and counts it", function()
+    local process = assert(box:start("head -c 3000000 /dev/zero | tr '\\0' x; echo end", { ring = 65536 }))
+    process:wait(20)
+    local log = process:logs()
+    assert.equal(3000004, #log.text + log.lost)
+    assert.is_true(#log.text <= 65536)
+    assert.equal("end\n", log.text:sub(-4))
+  end)
+
+  it("takes input while it runs", function()
+    local process = assert(box:start({ "cat" }, { stdin = true }))
+    assert(process:write("ping\n"))
+    assert.equal("ping\n", (process:read(5)))
+    process:eof()
+    assert.equal(0, process:wait(5).exit_code)
+  end)
+
+  it("is not wedged by a client that goes away without reading", function()
+    local process = assert(box:start("head -c 5000000 /dev/zero; echo done >/workspace/flag; sleep 100"))
+    local connection = assert(process:connect({ lossless = true }))
+    connection:close()
+    support.eventually(function()
+      return (box:read("/workspace/flag") or ""):find("done") ~= nil
+    end, 10)
+    process:kill(0)
+  end)
+
+  it("says that no process of that name is there", function()
+    local _, message, code = box:process("ghost"):wait(1)
+    assert.equal("ENOPROCESS", code)
+    assert.matches("ghost", message)
+  end)
+end)
+
+describe("waiting for a port", function()
+  local box
+  setup(function()
+    box = support.sandbox()
+  end)
+  teardown(function()
+    box:destroy()
+  end)
+
+  it("ends when something listens, when time is up, or when the process ends first", function()
+    local _, _, code = box:wait_port(8123, { timeout = 0.1 })
+    assert.equal("ETIMEDOUT", code)
+    local server = assert(box:start("sleep 0.2; nc -l -p 8123 || busybox nc -l -p 8123"))
+    assert(server:wait_port(8123, { timeout = 10 }))
+    server:kill(0)
+    local short = assert(box:start("exit 1"))
+    _, _, code = short:wait_port(8124, { timeout = 10 })
+    assert.equal("ESRCH", code)
+  end)
+end)
