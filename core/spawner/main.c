@@ -136,7 +136,7 @@ int main(void) {
   struct tp_error err;
   tp_channel_init(&channel, CHANNEL_FD);
   if (signals < 0 || run(&channel, signals, &err) < 0) {
-    bool ended = signals >= 0 && err.code == EPIPE;
+    bool ended = signals >= 0 && (err.code == EPIPE || err.code == ECONNRESET);
     if (!ended)
       fprintf(stderr, "tidepool-spawner: %s\n", signals < 0 ? "signalfd" : err.message);
     return ended ? 0 : 1;
