@@ -116,6 +116,13 @@ static void filter_attributes(struct tp_unpack *unpack, struct archive_entry *en
   }
 }
 
+/* libarchive has no errno for what it refuses by itself. */
+static int disk_fail(struct archive *disk, struct tp_error *err) {
+  int code = archive_errno(disk);
+  const char *why = archive_error_string(disk);
+  return tp_fail(err, code > 0 ? code : EBADMSG, "%s", why ? why : "write");
+}
+
 static int copy_content(struct tp_unpack *unpack, struct tp_source *source, struct archive *disk,
                         struct tp_error *err) {
   const void *block;
@@ -127,7 +134,7 @@ static int copy_content(struct tp_unpack *unpack, struct tp_source *source, stru
     if (unpack->report.bytes > unpack->max_bytes)
       return tp_fail(err, EFBIG, "more than %llu bytes in all", (unsigned long long)unpack->max_bytes);
     if (archive_write_data_block(disk, block, size, offset) != ARCHIVE_OK)
-      return tp_fail(err, archive_errno(disk), "write");
+      return disk_fail(disk, err);
     tell_progress(unpack);
   }
   return result == ARCHIVE_EOF ? 0 : tp_source_fail(source, err);
@@ -173,12 +180,12 @@ static int restore(struct tp_unpack *unpack, struct tp_source *source, struct ar
   filter_attributes(unpack, entry);
 
   if (archive_write_header(disk, entry) != ARCHIVE_OK)
-    return tp_fail(err, archive_errno(disk), "%s", archive_error_string(disk));
+    return disk_fail(disk, err);
   if (!archive_entry_hardlink(entry) && archive_entry_filetype(entry) == AE_IFREG &&
       copy_content(unpack, source, disk, err) < 0)
     return -1;
   if (archive_write_finish_entry(disk) != ARCHIVE_OK)
-    return tp_fail(err, archive_errno(disk), "%s", archive_error_string(disk));
+    return disk_fail(disk, err);
   return 0;
 }
 
@@ -225,18 +232,25 @@ static struct archive *new_disk(const struct tp_unpack *unpack) {
   return disk;
 }
 
+/* A PAX header promises UTF-8 and holds other bytes: the entry then has these, which is right. */
+static bool name_as_it_is(struct archive *tar) {
+  const char *why = archive_error_string(tar);
+  return why && strstr(why, "can't be converted");
+}
+
 static int apply(struct tp_unpack *unpack, struct tp_source *source, struct archive *disk,
                  struct tp_paths *written, struct tp_error *err) {
   struct archive_entry *entry;
   int result;
-  while ((result = archive_read_next_header(source->tar, &entry)) == ARCHIVE_OK)
+  while ((result = archive_read_next_header(source->tar, &entry)) == ARCHIVE_OK ||
+         (result == ARCHIVE_WARN && name_as_it_is(source->tar)))
     if (apply_entry(unpack, source, disk, entry, written, err) < 0)
       return -1;
   if (result != ARCHIVE_EOF)
     return tp_source_fail(source, err);
   /* Times and modes of directories are set here, after what is in them. */
   if (archive_write_close(disk) != ARCHIVE_OK)
-    return tp_fail(err, archive_errno(disk), "%s", archive_error_string(disk));
+    return disk_fail(disk, err);
   return 0;
 }
 

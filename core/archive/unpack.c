@@ -69,6 +69,8 @@ static int parse(int argc, char **argv, struct options *options) {
       continue;
     }
     bool from_stdin = strcmp(name, "--stdin") == 0;
+    if (!from_stdin && i + 1 == argc)
+      return usage(name);
     if (from_stdin || strcmp(name, "--layer") == 0 || strcmp(name, "--print") == 0) {
       if (options->layer_count == MAX_LAYERS)
         return usage("number of layers");
