@@ -4,7 +4,6 @@
 -- stream to the agent, which is charged, frozen and killed with its sandbox. What arrives from there is
 -- not trusted: a descriptor is looked at before it is read, a name is only ever a name.
 -- One operation at a time; others wait their turn. Failure is nil, message, code.
-local bit = require("bit")
 local uv = require("luv")
 local core = require("tidepool.core")
 local async = require("tidepool.async")
@@ -16,17 +15,6 @@ Files.__index = Files
 
 local CHUNK = 256 * 1024 -- of a write; a frame holds 1 MiB
 local READ = 8 * 1024 * 1024
-local KEEP_MODE = 0xffffffff
-
-local KINDS = {
-  [0x8000] = "file",
-  [0x4000] = "directory",
-  [0xa000] = "link",
-  [0x1000] = "fifo",
-  [0xc000] = "socket",
-  [0x2000] = "char",
-  [0x6000] = "block",
-}
 
 --- Speaks with the agent on `fd`, a connected unix socket, and owns it from now on.
 function files.open(fd)
@@ -144,8 +132,8 @@ end
 -- allocated (bytes), and a link's target.
 local function describe(stat, target)
   return {
-    kind = KINDS[bit.band(stat.mode, 0xf000)] or "other",
-    mode = bit.band(stat.mode, 0xfff),
+    kind = stat.type,
+    mode = stat.mode,
     uid = stat.uid,
     gid = stat.gid,
     links = stat.links,
@@ -320,7 +308,7 @@ function Files:write(path, source, options)
   return self.lock:with(function()
     local begun, failure, failed = send(self, "begin", {
       path = path,
-      mode = options.mode or KEEP_MODE,
+      mode = options.mode,
       append = options.append,
       exclusive = options.exclusive,
     })
@@ -343,7 +331,7 @@ function Files:write(path, source, options)
       end
       return nil, complaint, why
     end
-    local commit = { size = not options.append and size or nil, mtime = options.mtime }
+    local commit = { size = not options.append and size or nil, mtime = options.mtime and math.max(0, options.mtime) }
     local committed
     committed, failure, failed = send(self, "commit", commit)
     if not committed then
@@ -432,7 +420,7 @@ local function simple(op, params)
 end
 
 local function run(self, op, params)
-  for _, field in ipairs({ "path", "other" }) do
+  for _, field in ipairs({ "path", "to", "target" }) do
     if params[field] ~= nil then
       local checked, message, code = check_path(params[field])
       if not checked then
@@ -446,7 +434,7 @@ end
 --- Makes a directory; options: `mode` (default 755), `parents` (also those above; none is an error).
 function Files:mkdir(path, options)
   options = options or {}
-  return run(self, "mkdir", { path = path, mode = options.mode or 493, parents = options.parents })
+  return run(self, "mkdir", { path = path, mode = options.mode, parents = options.parents })
 end
 
 --- Removes a file, link or empty directory; with `recursive` all that is below, never through links.
@@ -455,7 +443,7 @@ function Files:remove(path, options)
 end
 
 function Files:rename(from, to)
-  return run(self, "rename", { path = from, other = to })
+  return run(self, "rename", { path = from, to = to })
 end
 
 function Files:chmod(path, mode)
@@ -464,12 +452,12 @@ end
 
 --- Makes a symbolic link at `path` that points to `target`.
 function Files:symlink(target, path)
-  return run(self, "symlink", { path = path, other = target })
+  return run(self, "symlink", { path = path, target = target })
 end
 
 --- Sets a modification time, in seconds.
 function Files:touch(path, mtime)
-  return run(self, "times", { path = path, mtime = mtime })
+  return run(self, "times", { path = path, mtime = math.max(0, mtime) })
 end
 
 -- The methods of a sandbox -----------------------------------------------------------------------
