@@ -7,6 +7,9 @@ static const struct {
 } parts[] = {
     {"fd", tp_open_fd},
     {"channel", tp_open_channel},
+    {"init", tp_open_init},
+    {"agent", tp_open_agent},
+    {"stream", tp_open_stream},
     {"plan", tp_open_plan},
     {"namespace", tp_open_namespace},
     {"seccomp", tp_open_seccomp},
