@@ -16,7 +16,8 @@
 #define OPAQUE ".wh..wh..opq"
 #define PROGRESS_MS 200
 
-int tp_layer_clean_name(const char *name, char *clean, size_t size, struct tp_error *err) {
+/* "./a//b/" -> "a/b", "/" -> ""; EBADMSG for "..", ENAMETOOLONG. `size` is that of `clean`. */
+static int clean_name(const char *name, char *clean, size_t size, struct tp_error *err) {
   size_t used = 0;
   while (*name) {
     size_t part = strcspn(name, "/");
@@ -170,7 +171,7 @@ static int restore(struct tp_unpack *unpack, struct tp_source *source, struct ar
   archive_entry_copy_pathname(entry, *path ? path : ".");
   if (archive_entry_hardlink(entry)) {
     char target[PATH_MAX];
-    if (tp_layer_clean_name(archive_entry_hardlink(entry), target, sizeof target, err) < 0)
+    if (clean_name(archive_entry_hardlink(entry), target, sizeof target, err) < 0)
       return tp_wrap(err, "hard link's target");
     archive_entry_copy_hardlink(entry, target);
     archive_entry_set_size(entry, 0); /* the content is the target's; a FIFO would block us */
@@ -200,7 +201,7 @@ static int apply_entry(struct tp_unpack *unpack, struct tp_source *source, struc
   if (!name)
     return tp_fail(err, EBADMSG, "entry %llu has no name",
                    (unsigned long long)unpack->report.entries);
-  if (tp_layer_clean_name(name, path, sizeof path, err) < 0)
+  if (clean_name(name, path, sizeof path, err) < 0)
     return tp_wrap(err, "%.200s", name);
 
   int hidden = unpack->plain ? 0 : whiteout(path, written, err);

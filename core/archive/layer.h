@@ -21,7 +21,4 @@ struct tp_unpack {
 
 int tp_layer_apply(struct tp_unpack *unpack, const struct tp_layer *layer, struct tp_error *err);
 
-/* "./a//b/" -> "a/b", "/" -> ""; EBADMSG for "..", ENAMETOOLONG. `size` is that of `clean`. */
-int tp_layer_clean_name(const char *name, char *clean, size_t size, struct tp_error *err);
-
 #endif

@@ -1,7 +1,8 @@
 --- Building images: "debian" by mmdebstrap of the host's release, "minimal" from busybox.
 --
--- A build runs the packages' own scripts as root in a chroot, in a mount namespace that goes with
--- it, and hands a tar to the confined unpacker, so that ids and attributes come out as anywhere.
+-- A build runs the packages' own scripts as root in a chroot, in mount and pid namespaces that go
+-- with it, or with the server; it hands a tar to the confined unpacker, so that ids and attributes
+-- come out as anywhere.
 local uv = require("luv")
 local async = require("tidepool.async")
 local sources = require("tidepool.image.sources")
@@ -30,8 +31,9 @@ local FORGET = "printf 'Acquire::Languages \"none\";\\n' > \"$1/etc/apt/apt.conf
 
 local function mmdebstrap(found, work)
   local command = {
-    "unshare", "--mount", "--propagation", "private", "mmdebstrap",
-    "--mode=root", "--variant=minbase", "--format=tar",
+    "setpriv", "--pdeathsig", "KILL",
+    "unshare", "--mount", "--propagation", "private", "--pid", "--fork", "--kill-child", "--mount-proc",
+    "mmdebstrap", "--mode=root", "--variant=minbase", "--format=tar",
     "--include=" .. table.concat(PACKAGES, ","),
     "--aptopt=Acquire::Languages \"none\"",
     "--customize-hook=" .. FORGET,
@@ -72,12 +74,9 @@ local function show_steps(progress)
   end
 end
 
-local function last_error(text)
-  local found
-  for line in text:gmatch("[^\r\n]+") do
-    found = line:match("^E: (.*)") or found
-  end
-  return found or text:match("([^\n]+)\n*$") or "no message"
+-- The first complaint is the cause; those after it are its consequences.
+local function first_error(text)
+  return text:match("^E: ([^\r\n]*)") or text:match("\nE: ([^\r\n]*)") or text:match("([^\n]+)\n*$") or "no message"
 end
 
 --- Runs `producer` (a tar on its output) into the target and finishes it.
@@ -88,11 +87,11 @@ local function fill(options, producer, what)
     return nil, consumed, code
   end
   local unpacked, message, why = worker.unpacked(consumed)
-  if not unpacked and consumed.stderr:match("^E") and consumed.stderr:match("ENOSPC") then
-    return nil, message, why -- the producer merely lost its reader
+  if not unpacked and why ~= "EBADMSG" then
+    return nil, message, why -- the producer merely lost its reader; EBADMSG is a tar that was cut
   end
   if produced.code ~= 0 or produced.signal ~= 0 then
-    return nil, what .. ": " .. last_error(produced.stderr) .. " (" .. worker.ending(produced) .. ")", "EBUILD"
+    return nil, what .. ": " .. first_error(produced.stderr) .. " (" .. worker.ending(produced) .. ")", "EBUILD"
   end
   return unpacked, message, why
 end

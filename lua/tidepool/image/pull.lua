@@ -67,7 +67,7 @@ local function skopeo(reference, options, work)
     "unshare", "--mount", "--ipc", "--propagation", "private",
     "sh", "-c", INSIDE, "pull", work,
     "setpriv", "--reuid", id, "--regid", id, "--clear-groups", "--no-new-privs",
-    "--bounding-set=-all", "--inh-caps=-all",
+    "--bounding-set=-all", "--inh-caps=-all", "--pdeathsig", "KILL",
     "skopeo", "--override-os", "linux", "--command-timeout", "60m", "copy",
     stdout = "pipe",
     stderr = "pipe",
