@@ -41,7 +41,8 @@ bootstrap.packages = {
   { "bubblewrap", "bench", "peer" },
   { "crun", "bench", "peer" },
   { "runc", "bench", "peer" },
-  { "podman", "bench", "peer" },
+  { "podman", "bench", "peer",
+    service = "podman.service podman.socket podman-restart.service podman-auto-update.timer" },
 }
 
 ffi.cdef [[
