@@ -289,13 +289,12 @@ static int open_streams(struct process *process, struct child *child,
   return 0;
 }
 
-static void close_child_ends(struct child *child) {
-  int *const ends[] = {&child->in, &child->out, &child->err};
-  for (unsigned i = 0; i < 3; i++) {
-    if (*ends[i] >= 0)
-      close(*ends[i]);
-    *ends[i] = -1;
-  }
+/* Only the descriptors: the numbers stay, since the child reads them from this memory, and later. */
+static void close_child_ends(const struct child *child) {
+  const int ends[] = {child->in, child->out, child->err};
+  for (unsigned i = 0; i < 3; i++)
+    if (ends[i] >= 0)
+      close(ends[i]);
 }
 
 /* Pending with the same key: its answer goes to whoever asked last. */
