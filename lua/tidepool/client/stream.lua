@@ -27,11 +27,28 @@ function stream.open(fd)
   }, Stream)
 end
 
+-- core.stream's several values as a table.
+local function frame_of(kind, ...)
+  if kind == "data" then
+    local number, offset, bytes = ...
+    return { type = kind, stream = number, offset = offset, bytes = bytes }
+  elseif kind == "lost" then
+    local offset, count = ...
+    return { type = kind, offset = offset, count = count }
+  elseif kind == "exit" then
+    local how, code, wall, offset = ...
+    return { type = kind, kind = how, code = code, wall = wall, offset = offset }
+  elseif kind then
+    return { type = kind }
+  end
+  return nil, ...
+end
+
 --- The next frame, waiting for it: a table with `type` (data, lost, exit, end, stdin_closed) |
 -- nil, message, "EPIPE" at the end, "ETIMEDOUT", "ECANCELED".
 function Stream:read(timeout)
   while self.raw do
-    local frame, message, code = self.raw:read()
+    local frame, message, code = frame_of(self.raw:read())
     if frame then
       return frame
     end
@@ -103,17 +120,24 @@ function Stream:write(bytes)
   end)
 end
 
--- Sends what a full socket made wait.
-local function flush(self)
+-- Sends a small frame, waiting until the socket has taken it and all before it.
+local function send(self, method, ...)
+  local accepted, message, code
   while self.raw do
-    local empty, message, code = self.raw:flush()
-    if empty then
-      return true
+    if not accepted then
+      accepted, message, code = self.raw[method](self.raw, ...)
+      if not accepted and code ~= "EAGAIN" then
+        return nil, message, code
+      end
     end
-    if empty == nil and code ~= "EAGAIN" then
+    local empty
+    empty, message, code = self.raw:flush()
+    if empty and accepted then
+      return true
+    elseif empty == nil then
       return nil, message, code
     end
-    if not wait_writable(self) then
+    if not empty and not wait_writable(self) then
       break
     end
   end
@@ -123,22 +147,14 @@ end
 --- Ends the process's input.
 function Stream:eof()
   return self.writers:with(function()
-    if not self.raw then
-      return nil, "stream is closed", "ECANCELED"
-    end
-    self.raw:eof()
-    return flush(self)
+    return send(self, "eof")
   end)
 end
 
 --- Tells the terminal its size, in characters.
 function Stream:resize(cols, rows)
   return self.writers:with(function()
-    if not self.raw then
-      return nil, "stream is closed", "ECANCELED"
-    end
-    self.raw:resize(cols, rows)
-    return flush(self)
+    return send(self, "resize", cols, rows)
   end)
 end
 

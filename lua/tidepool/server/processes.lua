@@ -83,7 +83,7 @@ end
 local function record_exit(process, event)
   process.kind, process.code = event.kind, event.code
   process.wall, process.dropped = event.wall, event.dropped
-  process.output = event.offset or event["end"]
+  process.output = event.end_offset
 end
 
 --- init told that a process has ended.
@@ -261,9 +261,9 @@ function processes.start(sandbox, params, fds)
     tty = params.tty,
     stdin = params.stdin,
     attach = attach ~= nil,
-    attach_input = params.stdin or params.tty,
-    attach_lossless = params.lossless,
-    attach_follow = true,
+    input = params.stdin or params.tty,
+    lossless = params.lossless,
+    follow = true,
     ring = params.ring,
     cols = params.cols,
     rows = params.rows,
@@ -338,6 +338,20 @@ function processes.kill(process, grace)
   return processes.wait(process, 10)
 end
 
+--- Updates what changes while a process runs: how much output there was.
+function processes.refresh(sandbox)
+  if sandbox.state ~= "running" or not sandbox.link then
+    return
+  end
+  local list = sandbox.link:request("list", {}, nil, 5)
+  for _, entry in ipairs(list or {}) do
+    local process = sandbox.processes.by_id[entry.id]
+    if process then
+      process.output, process.dropped = entry.end_offset, entry.dropped
+    end
+  end
+end
+
 --- Connects a client's attach socket. A negative offset counts back from the end of the output.
 function processes.attach(process, params, fds)
   if not fds or not fds[1] then
@@ -347,9 +361,14 @@ function processes.attach(process, params, fds)
   if not link then
     return nil, "sandbox is not running: " .. process.sandbox.name, "ESTOPPED"
   end
+  local offset = params.offset or params.since or 0
+  if offset < 0 then
+    processes.refresh(process.sandbox)
+    offset = math.max(0, (process.output or 0) + offset)
+  end
   local reply, message, code = link:request("attach", {
     id = process.id,
-    offset = params.offset or params.since or 0,
+    offset = offset,
     input = params.input,
     lossless = params.lossless,
     follow = params.follow,
@@ -370,7 +389,7 @@ local function from_listing(entry)
     user = entry.user,
     cwd = entry.cwd,
     tty = entry.tty,
-    started = math.floor(entry.start or 0),
+    started = math.floor(entry.started),
   }
 end
 
@@ -382,7 +401,7 @@ function processes.adopt(sandbox)
   end
   for _, entry in ipairs(list) do
     local process = register(sandbox, from_listing(entry))
-    if entry.kind and entry.kind ~= "running" then
+    if not entry.running then
       processes.on_exit(sandbox, entry)
     end
   end
@@ -423,20 +442,6 @@ function processes.agent(sandbox, user, socket)
     return start_failure({}, message, code, step)
   end
   return true
-end
-
---- Updates what changes while a process runs: how much output there was.
-function processes.refresh(sandbox)
-  if sandbox.state ~= "running" or not sandbox.link then
-    return
-  end
-  local list = sandbox.link:request("list", {}, nil, 5)
-  for _, entry in ipairs(list or {}) do
-    local process = sandbox.processes.by_id[entry.id]
-    if process then
-      process.output, process.dropped = entry["end"], entry.dropped
-    end
-  end
 end
 
 return processes
