@@ -99,7 +99,7 @@ local function receive(self)
 end
 
 -- The reply to a request: reply, fds | nil, message, code.
-local function await(self, serial, path)
+local function await(self, serial)
   local reply, fds, code = receive(self)
   if not reply then
     return nil, fds, code
@@ -108,7 +108,7 @@ local function await(self, serial, path)
     return lost(self, "answers out of order", "EPROTO")
   end
   if reply.code then
-    return nil, (path and path .. ": " or "") .. reply.message, reply.code
+    return nil, reply.message, reply.code
   end
   return reply, fds
 end
@@ -118,7 +118,7 @@ local function request(self, op, params)
   if not serial then
     return nil, message, code
   end
-  return await(self, serial, params.path)
+  return await(self, serial)
 end
 
 local function check_path(path)
@@ -319,7 +319,7 @@ function Files:write(path, source, options)
     local small = type(source) == "string" and #source <= CHUNK
     local reply
     if not small then
-      reply, failure, failed = await(self, begun, path)
+      reply, failure, failed = await(self, begun)
       if not reply then
         return nil, failure, failed
       end
@@ -339,13 +339,13 @@ function Files:write(path, source, options)
     end
     local begin_failure
     if small then
-      reply, failure, failed = await(self, begun, path)
+      reply, failure, failed = await(self, begun)
       if not reply and self.closed then
         return nil, failure, failed
       end
       begin_failure = not reply and { failure, failed }
     end
-    reply, failure, failed = await(self, committed, path)
+    reply, failure, failed = await(self, committed)
     if begin_failure then
       return nil, begin_failure[1], begin_failure[2]
     elseif not reply then
@@ -376,7 +376,7 @@ function Files:list(path, options)
     local entries = {}
     while true do
       local reply
-      reply, failure, failed = await(self, serial, path)
+      reply, failure, failed = await(self, serial)
       if not reply then
         return nil, failure, failed
       elseif reply.op == "done" then
