@@ -92,10 +92,13 @@ int tp_step_pool(struct tp_run *run, const struct tp_step *step, struct tp_error
   (void)run;
   const char *path = step->args[0].bytes, *target = step->args[1].bytes;
   TP_CLOSE int image = open(path, O_RDWR | O_CLOEXEC);
+  /* A descriptor of its own: the loop device keeps the open file of `image`, and with it a lock on
+   * it, for as long as a sandbox lives. */
+  TP_CLOSE int lock = open(path, O_RDONLY | O_CLOEXEC);
   struct stat st;
-  if (image < 0 || fstat(image, &st) < 0)
+  if (image < 0 || lock < 0 || fstat(image, &st) < 0)
     return tp_fail(err, errno, "open %s", path);
-  if (flock(image, LOCK_EX) < 0)
+  if (flock(lock, LOCK_EX) < 0)
     return tp_fail(err, errno, "lock %s", path);
 
   char device[32];
