@@ -271,7 +271,10 @@ function args.parse(command, given)
     if not param and positional[taken] and positional[taken].repeated then
       param = positional[taken]
     end
-    if word == "--" and not literal then
+    if rest and rest.dashes == false and taken == #positional then
+      values[rest.name] = { unpack(words, at) } -- the script's own, options too
+      break
+    elseif word == "--" and not literal then
       if rest then
         values[rest.name] = { unpack(words, at + 1) }
         break

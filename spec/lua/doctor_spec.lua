@@ -1,0 +1,46 @@
+local doctor = require("tidepool.doctor")
+local paths = require("tidepool.paths")
+local support = require("spec.support")
+
+describe("doctor", function()
+  it("has a finding in every row, and for each lack its cost and its cure", function()
+    local list = doctor.check()
+    assert.is_true(#list > 15)
+    for _, row in ipairs(list) do
+      assert.truthy(({ ok = true, warn = true, fail = true })[row.status], row.name)
+      assert.is_true(#row.found > 0, row.name)
+      if row.status ~= "ok" then
+        assert.is_true(row.cost ~= nil and #row.cost > 0, row.name)
+        assert.is_true(row.fix ~= nil and #row.fix > 0, row.name)
+      end
+    end
+  end)
+
+  it("prints the same as a table and as JSON", function()
+    local result = support.cli({ "doctor", "--json" })
+    local list = require("cjson").decode(result.stdout)
+    local text = doctor.render(list)
+    for _, row in ipairs(list) do
+      assert.truthy(text:find(row.found, 1, true), row.name)
+    end
+  end)
+
+  it("fails nothing on a machine on which sandboxes run", function()
+    support.needs_root()
+    support.sandbox()
+    assert.equal(0, support.cli({ "doctor" }).code)
+  end)
+
+  it("works without root, and says what it could not check", function()
+    support.needs_root()
+    local result = support.run({ "setpriv", "--reuid=65534", "--regid=65534", "--clear-groups",
+      "luajit", paths.launcher(), "doctor" })
+    assert.matches("not root", result.stdout, 1, true)
+  end)
+
+  it("refuses an option that it doesn't know", function()
+    local result = support.cli({ "doctor", "--fix" })
+    assert.equal(125, result.code)
+    assert.matches("unknown option: --fix", result.stderr, 1, true)
+  end)
+end)
