@@ -70,4 +70,4 @@ assert(box:destroy())
 
 local passed = tested and tested.exit_code == 0
 print(("first light: %s %s"):format(package, passed and "was built and passed its own tests" or "FAILED"))
-os.exit(passed and 0 or 1, true)
+os.exit(passed and 0 or 1)
