@@ -415,7 +415,7 @@ local function place(to, name, kind, contents)
   elseif not there and must_be_directory and kind ~= "directory" then
     return nil, target .. ": no such directory", "ENOENT"
   end
-  if there then
+  if there and there.type == "file" then
     target = assert(uv.fs_realpath(target)) -- a link to a file: the file
   end
   local parent = target:match("^(.*)/[^/]*$")
@@ -429,7 +429,11 @@ local function download_stream(job, from, target)
     return nil, stat, code
   end
   local output, message
-  output, message, code = core.fd.open(target, "w")
+  if target == "/dev/stdout" then -- may be a socket, which can't be opened by that name
+    output, message, code = core.fd.duplicate(1)
+  else
+    output, message, code = core.fd.open(target, "w")
+  end
   local offset = 0
   while output do
     local bytes
