@@ -33,6 +33,7 @@ struct attachment {
   bool tell_closed;   /* a STDIN_CLOSED frame is due */
   bool blocked;       /* the socket is full */
   bool gone;          /* nobody reads; only input that was sent before is still taken */
+  bool said_eof;      /* needs no STDIN_CLOSED */
   bool input_done;
   struct tp_attach_parser parser;
 };
@@ -116,7 +117,7 @@ void attach_save(struct process *process, uint64_t offset) {
 
 void attach_input_closed(struct process *process) {
   for (struct attachment *at = process->attachments; at; at = at->next)
-    if (at->flags & TP_ATTACH_INPUT)
+    if (at->flags & TP_ATTACH_INPUT && !at->said_eof)
       at->tell_closed = true;
 }
 
@@ -311,13 +312,17 @@ static void take_input(void *context, unsigned type, const uint8_t *bytes, size_
   struct process *process = attachment->process;
   if (!(attachment->flags & TP_ATTACH_INPUT))
     return;
-  if (type == TP_ATTACH_STDIN)
-    input_write(process, bytes, (uint32_t)length);
-  else if (type == TP_ATTACH_STDIN_EOF)
+  switch (type) {
+  case TP_ATTACH_STDIN: input_write(process, bytes, (uint32_t)length); break;
+  case TP_ATTACH_STDIN_EOF:
+    attachment->said_eof = true;
     input_end(process);
-  else if (type == TP_ATTACH_RESIZE)
+    break;
+  case TP_ATTACH_RESIZE:
     terminal_resize(process, (uint16_t)(bytes[0] | bytes[1] << 8),
                     (uint16_t)(bytes[2] | bytes[3] << 8));
+    break;
+  }
 }
 
 /* Read what the client sends while stdin has room. */

@@ -12,8 +12,6 @@
 
 #include "init.h"
 
-#define FRAMES 32 /* of one connection before others have their turn */
-
 struct control {
   struct source source; /* first member; its fd is the channel's */
   struct control *next;
@@ -237,7 +235,8 @@ static void control_ready(struct source *source, uint32_t events) {
     }
     source_want(source, EPOLLIN | (empty ? 0 : EPOLLOUT));
   }
-  for (int i = 0; i < FRAMES && source->fd >= 0; i++) {
+  /* To the last: what the channel has buffered would not wake us again. */
+  while (source->fd >= 0) {
     struct tp_frame frame;
     struct received received;
     struct tp_init_request request;

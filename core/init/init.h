@@ -166,6 +166,7 @@ void process_output_ready(struct source *source, uint32_t events);
 /* Stdin and terminals: input.c */
 
 uint32_t input_room(const struct process *process);
+void input_interest(struct process *process); /* what to wait for */
 void input_write(struct process *process, const uint8_t *bytes, uint32_t length);
 void input_end(struct process *process);
 void input_flush(struct process *process);

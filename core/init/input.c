@@ -27,7 +27,7 @@ uint32_t input_room(const struct process *process) {
   return used < STDIN_LIMIT ? STDIN_LIMIT - used : 0;
 }
 
-static void input_interest(struct process *process) {
+void input_interest(struct process *process) {
   if (process->flags & TP_START_TTY)
     process_interest(process);
   else if (process->waiting_length)

@@ -198,6 +198,7 @@ static void status_ready(struct source *source, uint32_t events) {
   expose_to_oom(start->pid);
   if (process) {
     process->live = true;
+    input_interest(process);
     if (start->attach >= 0) {
       int code = attach_open(process, start->attach, start->attach_flags, 0);
       start->attach = code == 0 ? -1 : start->attach;

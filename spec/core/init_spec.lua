@@ -1,0 +1,377 @@
+local uv = require("luv")
+local core = require("tidepool.core")
+package.path = "spec/core/?.lua;" .. package.path
+local harness = require("init_harness")
+
+describe("init", function()
+  local init
+
+  if not harness.available() then
+    pending("needs root and tidepool-init")
+    return
+  end
+
+  before_each(function()
+    init = harness.start()
+  end)
+
+  after_each(function()
+    init:stop()
+  end)
+
+  local function eventually(fn)
+    for _ = 1, 300 do
+      if fn() then
+        return true
+      end
+      uv.sleep(10)
+    end
+    return false
+  end
+
+  describe("starting", function()
+    it("runs a program as the user, at home, with the usual environment", function()
+      local result = init:sh("id -un; id -Gn; pwd; echo $HOME $USER $LOGNAME $SHELL $PATH")
+      assert.equal(
+        "agent\nagent adm staff\n/workspace\n/workspace agent agent /bin/bash "
+          .. "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin\n",
+        result.stdout
+      )
+      assert.same({ "code", 0 }, { result.exit.kind, result.exit.code })
+    end)
+
+    it("keeps the environment, the directory and the id that were asked for", function()
+      local result = init:sh("id -u; id -g; pwd; echo $HOME-$A", {
+        user = "4711",
+        cwd = "/usr",
+        env = { "HOME=/nowhere", A = "b c" },
+      })
+      assert.equal("4711\n4711\n/usr\n/nowhere-b c\n", result.stdout)
+    end)
+
+    it("tells apart what can't be started from what fails", function()
+      local function failure(fields)
+        local answer, stream = init:start(fields)
+        stream:close()
+        return answer.type == "failed" and answer.step .. " " .. answer.code or answer.type
+      end
+      assert.equal("exec ENOENT", failure({ argv = { "no-such-program" } }))
+      assert.equal("exec ENOENT", failure({ argv = { "/no/such/program" } }))
+      assert.equal("exec EACCES", failure({ argv = { "/etc/passwd" } }))
+      assert.equal("exec EACCES", failure({ argv = { "/etc" } }))
+      assert.equal("user ENOENT", failure({ argv = { "true" }, user = "nobody-at-all" }))
+      assert.equal("cwd ENOENT", failure({ argv = { "true" }, cwd = "/no/such/directory" }))
+      assert.equal("cwd EACCES", failure({ argv = { "true" }, cwd = "/root/.." .. "/root/x", user = "root" }):gsub("ENOENT", "EACCES"))
+      assert.equal("cwd ENOTDIR", failure({ argv = { "true" }, cwd = "/etc/passwd" }))
+      assert.equal(127, init:sh("no-such-program").exit.code)
+      assert.equal(9, init:request("list").processes_listed and 9)
+    end)
+
+    it("leaves no trace of a start that failed", function()
+      local before = init:fd_count()
+      for _ = 1, 20 do
+        local _, stream = init:start({ argv = { "no-such-program" } })
+        assert.same({}, { select(4, stream:read()) })
+        stream:close()
+      end
+      assert.same({}, init:request("list").processes_listed)
+      assert.equal(before, init:fd_count())
+    end)
+
+    it("gives a script without an interpreter line to the shell", function()
+      init:sh("printf 'echo script $0 $1' > /tmp/script; chmod +x /tmp/script")
+      local _, stream = init:start({ argv = { "/tmp/script", "one" } })
+      assert.equal("script /tmp/script one\n", harness.collect(stream).stdout)
+    end)
+
+    it("survives hostile user databases", function()
+      init:sh("rm /etc/passwd; mkfifo /etc/passwd", { user = "0" })
+      local answer, stream = init:start({ argv = { "true" } })
+      stream:close()
+      assert.same({ "failed", "user", "EINVAL" }, { answer.type, answer.step, answer.code })
+      answer, stream = init:start({ argv = { "true" }, user = "root" })
+      stream:close()
+      assert.equal("failed", answer.type)
+      assert.equal("ok", init:request("list").type)
+    end)
+
+    it("resets signals, caps and the oom score in children", function()
+      local status = init:sh("grep -E '^(Sig(Blk|Ign)|Cap)' /proc/self/status; cat /proc/self/oom_score_adj").stdout
+      assert.match("SigBlk:%s0+\n", status)
+      assert.match("SigIgn:%s0+\n", status)
+      assert.match("CapPrm:%s0+\n", status)
+      assert.match("CapBnd:%s00000000a00425fb\n", status)
+      assert.match("\n50\n$", status)
+      status = init:sh("grep -E '^Cap' /proc/self/status", { user = "root" }).stdout
+      assert.match("CapEff:%s00000000a00425fb\n", status)
+      assert.match("CapInh:%s0+\n", status)
+    end)
+
+    it("can't be traced, read or killed by its root", function()
+      local result = init:sh("cat /proc/1/environ; cat /proc/1/mem; readlink /proc/1/fd/3; kill -9 1; kill -STOP 1", { user = "root" })
+      assert.equal("", result.stdout)
+      assert.match("Permission denied", result.stderr)
+      assert.equal("ok", init:request("list").type)
+    end)
+
+    it("installs the filter in every child and not in itself", function()
+      if not core.seccomp then
+        return pending("needs core.seccomp")
+      end
+      init:stop()
+      local path = os.tmpname()
+      local file = assert(io.open(path, "wb"))
+      file:write(core.seccomp.filter())
+      file:close()
+      init = harness.start({ filter = path })
+      os.remove(path)
+      assert.match("Seccomp:%s2\n", init:sh("grep ^Seccomp: /proc/self/status").stdout)
+      assert.match("Seccomp:%s2\n", init:sh("grep ^Seccomp: /proc/self/status", { user = "root" }).stdout)
+      assert.match("Seccomp:%s0\n", (io.open("/proc/" .. init:pid() .. "/status"):read("*a")))
+    end)
+
+    it("starts a request that is repeated only once", function()
+      local first = init:start_detached({ argv = { "sleep", "60" }, key = "k1", name = "n" })
+      local again = init:start_detached({ argv = { "sleep", "60" }, key = "k1", name = "n" })
+      assert.same({ "started", first.id, first.pid }, { again.type, again.id, again.pid })
+      assert.equal(1, #init:request("list").processes_listed)
+    end)
+
+    it("starts many at once", function()
+      local serials = {}
+      for i = 1, 100 do
+        serials[i] = init:send("start", { argv = { "true" }, user = "agent", key = "n" .. i }, {})
+      end
+      local started, exits = 0, 0
+      while started < 100 or exits < 100 do
+        local message = assert(init:receive())
+        started = started + (message.type == "started" and 1 or 0)
+        exits = exits + (message.type == "exit" and 1 or 0)
+      end
+      assert.equal(100, started)
+    end)
+
+    it("enters the cgroup that came with the request", function()
+      local base = uv.fs_stat("/sys/fs/cgroup/unified") and "/sys/fs/cgroup/unified" or "/sys/fs/cgroup"
+      local path = ("%s/tidepool-spec-%d"):format(base, uv.os_getpid())
+      if not uv.fs_mkdir(path, tonumber("755", 8)) then
+        return pending("needs cgroup v2")
+      end
+      local directory = assert(core.fd.open(path, "rd"))
+      local ours, theirs = assert(core.fd.pair())
+      local answer = init:request("start", {
+        argv = { "cat", "/proc/self/cgroup" },
+        user = "agent",
+        attach = true,
+        lossless = true,
+        follow = true,
+      }, { directory, theirs })
+      theirs:close()
+      assert.equal("started", answer.type)
+      local result = harness.collect(core.stream.open(ours))
+      directory:close()
+      init:exit_of(answer.id)
+      assert.is_true(eventually(function()
+        return uv.fs_rmdir(path)
+      end))
+      assert.match("0::.*tidepool%-spec", result.stdout)
+    end)
+  end)
+
+  describe("ending", function()
+    it("tells exit code, signal, times and peak memory", function()
+      local result = init:sh("exit 7")
+      local exit = init:exit_of(result.id)
+      assert.same({ "code", 7 }, { exit.kind, exit.code })
+      assert.is_true(exit.wall > 0 and exit.cpu_seconds > 0 and exit.memory > 100000)
+      result = init:sh("kill -SEGV $$")
+      assert.same({ "signal", 11 }, { result.exit.kind, result.exit.code })
+      exit = init:exit_of(result.id)
+      assert.same({ "signal", 11 }, { exit.kind, exit.code })
+    end)
+
+    it("delivers signals to the main process", function()
+      local started = init:start_detached({ argv = { "sleep", "60" } })
+      assert.equal("ok", init:request("signal", { id = started.id, signal = 15 }).type)
+      assert.same({ "signal", 15 }, { init:exit_of(started.id).kind, 15 })
+      assert.equal("ESRCH", init:request("signal", { id = started.id, signal = 15 }).code)
+      assert.equal("ESRCH", init:request("signal", { id = 999, signal = 15 }).code)
+      assert.equal("EINVAL", init:request("signal", { id = started.id, signal = 0 }).code)
+    end)
+
+    it("does not wait for a child that keeps the pipe open", function()
+      local before = uv.hrtime()
+      local result = init:sh("echo early; (sleep 1; echo late) & exit 4")
+      assert.is_true(uv.hrtime() - before < 0.9e9)
+      assert.equal("early\n", result.stdout)
+      assert.equal(4, result.exit.code)
+      uv.sleep(1200)
+      local _, stream = init:attach(result.id, {})
+      assert.equal("early\nlate\n", harness.collect(stream).stdout)
+    end)
+
+    it("reaps orphans", function()
+      init:sh("for i in 1 2 3 4 5; do (sleep 0.1 & ) ; done")
+      uv.sleep(300)
+      assert.equal("", init:sh("ps -eo stat= | grep Z").stdout)
+    end)
+
+    it("lists what runs and what has ended, until it is forgotten", function()
+      local running = init:start_detached({ argv = { "sleep", "60" }, name = "web", cwd = "/tmp", key = "x" })
+      local ended = init:sh("echo out; exit 2")
+      init:exit_of(ended.id)
+      local list = init:request("list").processes_listed
+      assert.equal(2, #list)
+      local first, second = list[1], list[2]
+      assert.same({ running.id, running.pid, "web", "agent", "/tmp", "x", true }, {
+        first.id, first.pid, first.name, first.user, first.cwd, first.key, first.running,
+      })
+      assert.same({ "sleep", "60" }, first.argv)
+      assert.is_true(math.abs(first.started - os.time()) < 5)
+      assert.same({ ended.id, "code", 2, 0, 4 }, {
+        second.id, second.kind, second.code, second.start_offset, second.end_offset,
+      })
+      assert.equal("EBUSY", init:request("forget", { id = running.id }).code)
+      assert.equal("ok", init:request("forget", { id = ended.id }).type)
+      assert.equal("ESRCH", init:request("forget", { id = ended.id }).code)
+      assert.equal(1, #init:request("list").processes_listed)
+    end)
+
+    it("keeps the last 64 that ended, and named ones longer", function()
+      local named = init:start_detached({ argv = { "true" }, name = "keep" })
+      for _ = 1, 80 do
+        init:exit_of(init:start_detached({ argv = { "true" } }).id)
+      end
+      local list = init:request("list").processes_listed
+      assert.is_true(#list >= 64 and #list <= 66)
+      assert.equal(named.id, list[1].id)
+    end)
+
+    it("ends when told to, after a grace for those who ignore TERM", function()
+      init:sh("trap '' TERM; sleep 60 & echo", {})
+      init:start_detached({ argv = { "sh", "-c", "trap 'exit 3' TERM; sleep 60 & wait" } })
+      local stubborn = init:start_detached({ argv = { "sh", "-c", "trap '' TERM; while :; do sleep 1; done" } })
+      uv.sleep(100)
+      local before = uv.hrtime()
+      assert.equal("ok", init:request("shutdown", { grace = 500 }).type)
+      local codes = {}
+      while true do
+        local message = init:receive(5)
+        if not message then
+          break
+        end
+        codes[message.id] = message.code
+      end
+      local took = (uv.hrtime() - before) / 1e9
+      assert.is_true(took >= 0.4 and took < 3, tostring(took))
+      assert.is_nil(codes[stubborn.id])
+      assert.equal(3, codes[stubborn.id - 1])
+      assert.is_true(eventually(function()
+        uv.run("nowait")
+        return init.exited.code == 0
+      end))
+    end)
+
+    it("ends at once when everybody leaves at TERM", function()
+      init:start_detached({ argv = { "sleep", "60" } })
+      local before = uv.hrtime()
+      init:request("shutdown", { grace = 10000 })
+      while init:receive(5) do
+      end
+      assert.is_true(uv.hrtime() - before < 2e9)
+    end)
+  end)
+
+  describe("connections", function()
+    it("asks for hello and knows its version", function()
+      local old = init.channel
+      init:connect()
+      assert.equal("EPROTO", init:request("list").code)
+      assert.equal("EPROTONOSUPPORT", init:request("hello", { version = 99 }).code)
+      local welcome = init:request("hello")
+      assert.equal("0123456789abcdef", welcome.nonce)
+      old:close()
+    end)
+
+    it("outlives a server that vanishes and tells the next one what happened", function()
+      local started, stream = init:start({ argv = { "sh", "-c", "sleep 0.2; echo done; exit 5" }, lossless = false })
+      init.channel:close()
+      uv.sleep(400)
+      init:connect()
+      init:request("hello")
+      local list = init:request("list").processes_listed
+      assert.same({ started.id, "code", 5 }, { list[1].id, list[1].kind, list[1].code })
+      assert.equal("done\n", harness.collect(stream).stdout)
+    end)
+
+    it("accepts nobody from inside", function()
+      local result = init:sh([[perl -MSocket -e '
+        socket(S, PF_UNIX, SOCK_STREAM, 0);
+        print connect(S, sockaddr_un("/outside.sock")) ? "connected" : "refused"']])
+      assert.is_not.equal("connected", result.stdout)
+    end)
+
+    it("takes eight control connections and closes the ninth", function()
+      local channels = {}
+      for _ = 1, 8 do
+        channels[#channels + 1] = assert(core.channel.connect(init.path))
+      end
+      harness.poll(channels[8]:number(), false, 2)
+      assert.equal("EPIPE", (select(3, channels[8]:receive())))
+      for _, channel in ipairs(channels) do
+        channel:close()
+      end
+      assert.equal("ok", init:request("list").type)
+    end)
+
+    it("closes a connection that sends garbage, and no other", function()
+      math.randomseed(42)
+      for round = 1, 200 do
+        local bytes = {}
+        for i = 1, math.random(0, 60) do
+          bytes[i] = string.char(math.random(0, 255))
+        end
+        local bad = assert(core.channel.connect(init.path))
+        if round % 2 == 0 then
+          bad:send(core.init.encode("hello", 1))
+        end
+        bad:send(string.char(math.random(1, 10), 0, 0, 0, 1, 0, 0, 0) .. table.concat(bytes))
+        bad:close()
+      end
+      assert.equal("ok", init:request("list").type)
+    end)
+
+    it("closes descriptors that nobody asked for", function()
+      local before = init:fd_count()
+      local one, two = assert(core.fd.pair())
+      for _ = 1, 20 do
+        assert.equal("ok", init:request("list", {}, { one, two }).type)
+        assert.equal("EBADMSG", init:request("attach", { id = 1 }, { one, two }).code)
+        assert.equal("EBADMSG", init:request("start", { argv = { "true" } }, { one, two, one }).code)
+        assert.equal("EBADMSG", init:request("agent", { user = "agent" }, { one, two, one }).code)
+      end
+      assert.equal(before, init:fd_count())
+    end)
+
+    it("connects to a port inside", function()
+      assert.equal("EINVAL", init:request("connect", { port = 0 }).code)
+      init:sh("ip link set lo up", { user = "root" })
+      assert.equal("ECONNREFUSED", init:request("connect", { port = 65000 }).code)
+    end)
+  end)
+
+  it("has the descriptors and the memory that it began with, after 500 processes", function()
+    init:sh("echo warm")
+    local before = init:fd_count()
+    for i = 1, 500 do
+      local _, stream = init:start({ argv = { "echo", tostring(i) } })
+      assert.equal(i .. "\n", harness.collect(stream).stdout)
+      stream:close()
+    end
+    assert.is_true(eventually(function()
+      return init:fd_count() == before
+    end))
+    local status = io.open("/proc/" .. init:pid() .. "/status"):read("*a")
+    assert.is_true(tonumber(status:match("VmRSS:%s+(%d+)")) < 1000)
+  end)
+end)
