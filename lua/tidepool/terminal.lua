@@ -214,6 +214,9 @@ local function take_signals(state, options)
     end))
     handles[#handles + 1] = handle
   end
+  -- A reader of ours that goes away is told by the write, so that there is time to end the command.
+  handles[#handles + 1] = uv.new_signal()
+  handles[#handles]:start("sigpipe", function() end)
   return function()
     for _, handle in ipairs(handles) do
       handle:close()
