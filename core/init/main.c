@@ -137,6 +137,7 @@ static int prepare(void) {
   if (prctl(PR_SET_DUMPABLE, 0, 0, 0, 0) < 0 || chdir("/") < 0)
     return -1;
   umask(022);
+  tp_raw(SYS_close_range, LISTENER + 1, -1, 0);
   fcntl(LISTENER, F_SETFD, FD_CLOEXEC);
   fcntl(LISTENER, F_SETFL, O_RDWR | O_NONBLOCK);
   read_nonce();

@@ -21,8 +21,9 @@ set -e
 root=$1 program=$2 filter=$3
 mount -t tmpfs -o mode=755 tmpfs "$root"
 cd "$root"
-mkdir -p usr proc dev/pts etc tmp root workspace .tidepool run
+mkdir -p usr proc dev/pts etc tmp root workspace .tidepool run small
 chmod 1777 tmp
+mount -t tmpfs -o size=1m,mode=1777 tmpfs small
 for name in bin sbin lib lib32 lib64 libx32; do
   if [ -L "/$name" ]; then ln -s "usr/$name" "$name"; fi
 done
@@ -340,7 +341,19 @@ function Init:pid()
   return pid
 end
 
+--- How many descriptors init has, once the number stands still.
 function Init:fd_count()
+  local last, same = -1, 0
+  while same < 3 do
+    local now = self:fd_count_now()
+    same = now == last and same + 1 or 0
+    last = now
+    uv.sleep(20)
+  end
+  return last
+end
+
+function Init:fd_count_now()
   local count = 0
   local scan = assert(uv.fs_scandir(("/proc/%d/fd"):format(self:pid())))
   while uv.fs_scandir_next(scan) do
