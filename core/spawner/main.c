@@ -17,6 +17,7 @@
 #include <string.h>
 #include <sys/prctl.h>
 #include <sys/stat.h>
+#include <sys/syscall.h>
 #include <sys/signalfd.h>
 #include <sys/wait.h>
 #include <unistd.h>
@@ -124,6 +125,7 @@ int main(void) {
   signal(SIGCHLD, SIG_DFL);
   umask(0022);
   fcntl(CHANNEL_FD, F_SETFD, FD_CLOEXEC);
+  syscall(SYS_close_range, CHANNEL_FD + 1, ~0u, 0); /* what the server's starter left open */
   if (chdir("/") < 0)
     return 1;
   /* A namespace is charged to whoever makes it: `clone` takes that identity on and keeps its powers. */
