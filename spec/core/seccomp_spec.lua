@@ -1,0 +1,85 @@
+-- The system call filter, from inside a sandbox, as root there: a real probe of real calls.
+local async = require("tidepool.async")
+local core = require("tidepool.core")
+local containers = require("spec.support.container")
+local support = require("spec.support")
+
+local EPERM, ENOSYS, EAFNOSUPPORT = 1, 38, 97
+
+describe("the filter", function()
+  it("is the same bytes each time, whole instructions, and no descriptor stays open", function()
+    local before = support.fd_count()
+    local filter = assert(core.seccomp.filter())
+    assert.equal(0, #filter % 8)
+    assert.is_true(#filter / 8 < 4096)
+    for _ = 1, 5 do
+      assert.equal(filter, core.seccomp.filter())
+    end
+    assert.equal(before, support.fd_count())
+  end)
+
+  describe("inside", function()
+    local told = {}
+
+    lazy_setup(function()
+      async.run(function()
+        local root = assert(containers.root())
+        local compiled = support.run({ "cc", "-static", "-O1", "-o", root .. "/bin/probe", "spec/support/probe.c" })
+        assert.equal(0, compiled.code, compiled.stderr)
+        local box = assert(containers.start({ root = root }))
+        local result = assert(box:run({ "/bin/probe" }))
+        assert.equal(0, result.code, result.stderr)
+        for name, code in result.stdout:gmatch("(%S+) (%d+)\n") do
+          told[name] = tonumber(code)
+        end
+        box:stop()
+      end)
+    end)
+
+    local function answers(code, names)
+      for _, name in ipairs(names) do
+        if told[name] or not name:find("^i386") and not name:find("^x32") then
+          assert.equal(code, told[name], name)
+        end
+      end
+    end
+
+    it("lets a build do what it does", function()
+      answers(0, { "clone", "unshare_files", "socket_inet", "socket_unix", "socket_netlink", "personality_ask",
+        "personality_norandomize", "trace", "i386_getpid", "i386_socket_unix" })
+    end)
+
+    it("refuses new namespaces and entering others", function()
+      answers(EPERM, { "clone_user", "clone_net", "clone_mount", "unshare_user", "unshare_time", "setns",
+        "i386_unshare_user", "i386_clone_user", "i386_setns" })
+    end)
+
+    it("answers clone3 as an old kernel would, since its flags can't be seen", function()
+      answers(ENOSYS, { "clone3", "i386_clone3" })
+    end)
+
+    it("refuses every way to mount", function()
+      answers(EPERM, { "mount", "umount2", "pivot_root", "fsopen", "open_tree", "move_mount", "mount_setattr", "i386_mount" })
+      answers(ENOSYS, { "listmount" })
+    end)
+
+    it("refuses what concerns the kernel as a whole", function()
+      answers(EPERM, { "bpf", "perf_event_open", "userfaultfd", "keyctl", "add_key", "init_module", "kexec_load",
+        "open_by_handle_at", "reboot", "swapon", "syslog", "clock_settime", "personality_odd" })
+      answers(ENOSYS, { "io_uring_setup", "i386_io_uring_setup" })
+    end)
+
+    it("refuses nested subvolumes, and typing into another's terminal", function()
+      answers(EPERM, { "subvolume", "subvolume_v2", "snapshot", "snapshot_v2", "ioctl_high_bits", "tiocsti", "tioclinux",
+        "i386_subvolume" })
+    end)
+
+    it("refuses sockets that lead past the network namespace", function()
+      answers(EAFNOSUPPORT, { "socket_vsock", "socket_alg", "i386_socket_vsock", "i386_socketcall_vsock" })
+    end)
+
+    it("knows no x32", function()
+      answers(ENOSYS, { "x32_getpid" })
+    end)
+  end)
+end)

@@ -1,0 +1,277 @@
+-- Storage: a real btrfs pool over a real loop device.
+local uv = require("luv")
+local async = require("tidepool.async")
+local core = require("tidepool.core")
+local spawner = require("tidepool.server.spawner")
+local storage = require("tidepool.server.storage")
+local support = require("spec.support")
+
+local MiB = 1048576
+
+local function task(fn)
+  return function()
+    async.run(fn)
+  end
+end
+
+local function write(path, text)
+  local file, message = io.open(path, "w")
+  if not file then
+    return nil, message
+  end
+  local ok, why = file:write(text)
+  file:close()
+  return ok, why
+end
+
+-- Writes and flushes, so that a quota has its say: true or nil, message.
+local function write_through(path, bytes)
+  local result = support.run({ "dd", "if=/dev/urandom", "of=" .. path, "bs=1M", "count=" .. bytes / MiB, "conv=fsync", "status=none" })
+  return result.code == 0, result.stderr
+end
+
+local function loops(image)
+  local found = {}
+  for _, name in ipairs(support.names("/sys/block")) do
+    local backing = support.read("/sys/block/" .. name .. "/loop/backing_file")
+    if backing and backing:gsub("\n", "") == image then
+      found[#found + 1] = name
+    end
+  end
+  return found
+end
+
+describe("storage", function()
+  local state, pool, s
+
+  lazy_setup(task(function()
+    state = support.scratch()
+    pool = assert(spawner.start(2))
+    s = assert(storage.open({ state = state, spawners = pool, size = 2048 * MiB }))
+    local stage = assert(s:stage_image("tiny"))
+    assert(write(stage.path .. "/file", "from the image"))
+    assert(s:commit_image(stage, "tiny"))
+  end))
+
+  lazy_teardown(task(function()
+    s:close()
+    pool:close()
+  end))
+
+  it("is a sparse image of its own, mounted for root alone and nowhere on the host", task(function()
+    if s.on_btrfs then
+      return pending("the state directory is on btrfs itself")
+    end
+    local stat = uv.fs_stat(s.image)
+    assert.equal(2048 * MiB, stat.size)
+    assert.is_true(stat.blocks * 512 < 200 * MiB)
+    assert.equal(448, uv.fs_stat(state .. "/pool").mode % 512)
+    assert.is_nil(support.read("/proc/1/mountinfo"):find(state, 1, true))
+    local line = support.read("/proc/self/mountinfo"):match("[^\n]*" .. state:gsub("%-", "%%-") .. "/pool [^\n]*")
+    for _, flag in ipairs({ "nosuid", "nodev", "noatime" }) do
+      assert.truthy(line:find(flag, 1, true), flag)
+    end
+    local loop = loops(s.image)
+    assert.equal(1, #loop)
+    assert.equal("1\n", support.read("/sys/block/" .. loop[1] .. "/loop/dio"))
+    assert.equal("1\n", support.read("/sys/block/" .. loop[1] .. "/loop/autoclear"))
+  end))
+
+  it("makes roots that are written to apart from their image", task(function()
+    local one, two = assert(s:create(101, "tiny")), assert(s:create(102, "tiny"))
+    assert.equal(one, s:path(101))
+    assert(write(one .. "/file", "changed"))
+    assert.equal("from the image", support.read(two .. "/file"))
+    assert.equal("from the image", support.read(s:image_path("tiny") .. "/file"))
+    assert.is_nil(write(s:image_path("tiny") .. "/file", "x"))
+    assert(s:delete(101))
+    assert(s:delete(102))
+    assert.is_nil(uv.fs_stat(one))
+  end))
+
+  it("says what is not there, or there already", task(function()
+    assert.equal("ENOENT", select(3, s:create(103, "nothing")))
+    assert.equal("ENOENT", select(3, s:delete(103)))
+    assert.is_nil(uv.fs_stat(state .. "/pool/sandboxes/103"))
+    assert(s:create(104, "tiny"))
+    assert.equal("EEXIST", select(3, s:create(104, "tiny")))
+    assert.equal("from the image", support.read(s:path(104) .. "/file"))
+    assert(s:delete(104))
+    assert.equal("ENOENT", select(3, s:remove_image("nothing")))
+  end))
+
+  it("keeps roots ready, so that a create is a rename", task(function()
+    s:refill("tiny")
+    assert.truthy(support.eventually(function()
+      return #s.warm.tiny == storage.WARM
+    end))
+    local ready = s.warm.tiny[storage.WARM]
+    local inode = uv.fs_stat(ready).ino
+    assert(s:create(105, "tiny"))
+    assert.equal(inode, uv.fs_stat(state .. "/pool/sandboxes/105").ino)
+    assert.truthy(support.eventually(function()
+      return #s.warm.tiny == storage.WARM
+    end))
+    assert(s:delete(105))
+  end))
+
+  it("makes many at once", task(function()
+    local tasks = {}
+    for i = 1, 30 do
+      tasks[i] = function()
+        assert.equal("from the image", support.read(assert(s:create(200 + i, "tiny")) .. "/file"))
+      end
+    end
+    async.all(tasks)
+    for i = 1, 30 do
+      assert(s:delete(200 + i))
+    end
+    assert.truthy(support.eventually(function()
+      return #support.names(state .. "/pool/trash") == 0
+    end))
+    assert.same({}, support.names(state .. "/pool/sandboxes"))
+  end))
+
+  it("replaces an image only when asked, at once, and new roots are of the new one", task(function()
+    local stage = assert(s:stage_image("swap"))
+    assert(write(stage.path .. "/file", "old"))
+    assert(s:commit_image(stage, "swap"))
+    assert(s:create(106, "swap"))
+    assert.truthy(support.eventually(function()
+      return #s.warm.swap == storage.WARM
+    end))
+    stage = assert(s:stage_image("swap"))
+    assert(write(stage.path .. "/file", "new"))
+    assert.equal("EEXIST", select(3, s:commit_image(stage, "swap")))
+    assert(s:commit_image(stage, "swap", true))
+    assert(s:create(107, "swap"))
+    assert.equal("old", support.read(s:path(106) .. "/file"))
+    assert.equal("new", support.read(s:path(107) .. "/file"))
+    assert.same({ "swap", "tiny" }, s:images())
+    assert(s:remove_image("swap"))
+    assert.equal("new", support.read(s:path(107) .. "/file"))
+    assert.equal("ENOENT", select(3, s:create(108, "swap")))
+    assert(s:delete(106))
+    assert(s:delete(107))
+    assert.same({ "tiny" }, s:images())
+  end))
+
+  it("never shows a staged image, and drops it when told", task(function()
+    local stage = assert(s:stage_image("half"))
+    assert(write(stage.path .. "/file", "half"))
+    assert.same({ "tiny" }, s:images())
+    assert(s:abort_image(stage))
+    assert.is_nil(uv.fs_stat(stage.path))
+    assert.same({}, support.names(state .. "/pool/staging"))
+  end))
+
+  it("takes snapshots that don't change", task(function()
+    local root = assert(s:create(109, "tiny"))
+    assert(write(root .. "/file", "then"))
+    local path = assert(s:snapshot(109, "keep"))
+    assert(write(root .. "/file", "now"))
+    assert.equal("then", support.read(path .. "/file"))
+    assert.is_nil(write(path .. "/file", "x"))
+    assert.equal("EEXIST", select(3, s:snapshot(109, "keep")))
+    assert(s:remove_snapshot("keep"))
+    assert(s:delete(109))
+  end))
+
+  it("limits and counts what a sandbox adds", task(function()
+    local root = assert(s:create(110, "tiny"))
+    if not s.quota then
+      assert.equal("ENOTSUP", select(3, s:limit(110, MiB)))
+      assert.equal("ENOTSUP", select(3, s:usage(110)))
+      return pending("needs simple quotas: " .. s.unenforced[1])
+    end
+    assert(s:limit(110, 16 * MiB))
+    assert.is_true(write_through(root .. "/fits", 8 * MiB))
+    assert(pool:execute({ { "sync", state .. "/pool" } })) -- what is counted is what a transaction has taken
+    local used = assert(s:usage(110))
+    assert.is_true(used >= 8 * MiB and used < 10 * MiB, tostring(used))
+    local ok, message = write_through(root .. "/too-much", 32 * MiB)
+    assert.is_false(ok)
+    assert.truthy(message:find("quota"), message)
+    assert.is_true(assert(s:usage(110)) <= 16 * MiB)
+    assert(s:limit(110, nil))
+    assert.is_true(write_through(root .. "/fits-now", 24 * MiB))
+    assert(s:delete(110))
+  end))
+
+  it("finds the loop that is there instead of attaching the image twice", task(function()
+    if s.on_btrfs then
+      return pending("the state directory is on btrfs itself")
+    end
+    local second = state .. "/second"
+    local answer = assert(pool:execute({ { "mkdir", second, 448 }, { "pool", s.image, second } }))
+    assert.same({}, answer.values)
+    assert.equal(1, #loops(s.image))
+    assert.equal("from the image", support.read(second .. "/images/tiny/root/file"))
+    assert(pool:execute({ { "umount", second }, { "rmdir", second } }))
+  end))
+
+  it("leaks no descriptor in the spawners", task(function()
+    async.sleep(0.2)
+    for i = 1, 2 do
+      assert.is_true(support.fd_count(pool.members[i].pid) <= 8)
+    end
+  end))
+
+  it("refuses names that lead elsewhere", task(function()
+    for _, name in ipairs({ "../x", "a/b" }) do
+      local answer, message = pool:execute({ { "subvolume", state .. "/pool/staging", name } })
+      assert.is_nil(answer)
+      assert.truthy(message:find("subvolume name"), message)
+    end
+  end))
+
+  it("removes at the start what an earlier server left half-made, and keeps the rest", task(function()
+    local kept, unknown = assert(s:create(111, "tiny")), assert(s:create(112, "tiny"))
+    local stage = assert(s:stage_image("half"))
+    assert(pool:execute({ { "mkdir", state .. "/pool/trash/left", 448 }, { "subvolume", state .. "/pool/trash/left", "root" } }))
+    assert(pool:execute({ { "mkdir", state .. "/pool/staging/no-root-yet", 448 } }))
+    assert.truthy(support.eventually(function()
+      return #s.warm.tiny == storage.WARM
+    end))
+    s:close()
+    s = assert(storage.open({ state = state, spawners = pool }))
+    s:reconcile({ 111 })
+    assert.truthy(uv.fs_stat(kept))
+    assert.is_nil(uv.fs_stat(unknown))
+    assert.is_nil(uv.fs_stat(stage.path))
+    assert.truthy(support.eventually(function()
+      return #support.names(state .. "/pool/trash") == 0
+    end))
+    for _, name in ipairs({ "staging", "warm" }) do
+      assert.same({}, support.names(state .. "/pool/" .. name))
+    end
+    assert.equal("from the image", support.read(assert(s:create(113, "tiny")) .. "/file"))
+    assert(s:delete(111))
+    assert(s:delete(113))
+  end))
+
+  it("says what is wrong with a pool that is none", task(function()
+    local broken = support.scratch()
+    if uv.fs_statfs(broken).type == 0x9123683E then
+      return pending("the state directory is on btrfs itself")
+    end
+    assert(write(broken .. "/pool.img", ("no file system"):rep(10000)))
+    local opened, message = storage.open({ state = broken, spawners = pool })
+    assert.is_nil(opened)
+    assert.truthy(message:find("^open the pool: plan step 2: mount /dev/loop"), message)
+    assert.truthy(support.eventually(function()
+      return #loops(broken .. "/pool.img") == 0
+    end))
+    assert.equal("ENOENT", select(3, storage.open({ state = "/no/such/state", spawners = pool })))
+  end))
+end)
+
+describe("core.namespace", function()
+  it("gives this process mounts of its own once, and keeps them", function()
+    assert.is_true(core.namespace.unshare_mount())
+    local own = uv.fs_readlink("/proc/self/ns/mnt")
+    assert.is_true(core.namespace.unshare_mount())
+    assert.equal(own, uv.fs_readlink("/proc/self/ns/mnt"))
+    assert.are_not.equal(own, uv.fs_readlink("/proc/1/ns/mnt"))
+  end)
+end)
