@@ -1,7 +1,7 @@
 -- Every example is run as its head says, and ends with its result.
 local uv = require("luv")
 local paths = require("tidepool.paths")
-local support = require("support")
+local support = require("spec.support")
 
 local RESULTS = {
   ["01_first_light.lua"] = "first light: bzip2 was built and passed its own tests",

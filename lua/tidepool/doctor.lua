@@ -169,22 +169,17 @@ row("cgroups", function()
   return ok((v1 and "hybrid, v2 at " or "v2 at ") .. found.v2)
 end)
 
-row("cgroup controllers", function()
-  local found, have, lack = cgroups(), {}, {}
-  for _, controller in ipairs { "memory", "cpu", "pids" } do
-    if found[controller] then
-      have[#have + 1] = controller .. " (" .. found[controller] .. ")"
-    else
-      lack[#lack + 1] = controller
+for _, limit in ipairs({ { "memory limits", "memory" }, { "CPU limits", "cpu" }, { "process limits", "pids" } }) do
+  local name, controller = unpack(limit)
+  row(name, function()
+    local kind = cgroups()[controller]
+    if kind then
+      return ok("cgroup " .. kind)
     end
-  end
-  local text = #have > 0 and table.concat(have, ", ") or "none"
-  if #lack > 0 then
-    return warn(text, "limits on " .. table.concat(lack, ", ") .. " are not enforced (`info` says so)",
-      "boot with cgroup_enable=memory systemd.unified_cgroup_hierarchy=1")
-  end
-  return ok(text)
-end)
+    return warn("no " .. controller .. " controller", name .. " are not enforced (`info` says so)",
+      controller == "memory" and "boot with cgroup_enable=memory" or "use a kernel that has it, cgroups v2 alone if you can")
+  end)
+end
 
 row("user namespaces", function()
   local most = tonumber(read("/proc/sys/user/max_user_namespaces") or "")

@@ -11,6 +11,7 @@ local paths = require("tidepool.paths")
 local testing = {}
 
 local FILE_LIMIT = 600 -- seconds for one spec file
+local SILENCE_LIMIT = 240 -- seconds without a word from it; a test that builds an image takes a minute
 
 local totals
 
@@ -76,8 +77,8 @@ end
 
 -- Programs ---------------------------------------------------------------------------------------
 
--- Runs a program in a session of its own, at most `limit` seconds. Its output is shown as it comes
--- (options.quiet: returned instead).
+-- Runs a program in a session of its own, at most `limit` seconds, and at most `silence` without
+-- output. That is shown as it comes (options.quiet: returned instead).
 -- Returns its exit status (or "timeout", or "signal N") and the output.
 local function run(argv, options)
   local args = { unpack(argv, 2) }
@@ -102,7 +103,9 @@ local function run(argv, options)
     pipe:close()
     return tostring(pid), ""
   end
+  local heard = uv.hrtime()
   pipe:read_start(async.guarded(function(err, bytes)
+    heard = uv.hrtime()
     if err or not bytes then
       reading:set(true)
     elseif options.quiet then
@@ -111,7 +114,11 @@ local function run(argv, options)
       say(bytes)
     end
   end))
-  local status = finished:wait(options.limit or FILE_LIMIT)
+  local status
+  local deadline = uv.hrtime() + (options.limit or FILE_LIMIT) * 1e9
+  repeat
+    status = finished:wait(1)
+  until status or uv.hrtime() > deadline or uv.hrtime() - heard > (options.silence or SILENCE_LIMIT) * 1e9
   if status == nil then
     uv.kill(-pid, "sigkill")
     finished:wait()
@@ -252,7 +259,8 @@ local function run_spec(file, filter, root)
   local counts = root .. "/counts"
   os.remove(counts)
   -- busted's own script, read by LuaJIT: its --lua option would put a shell in between.
-  local argv = { "luajit", on_path("busted") or "/usr/bin/busted", "--ignore-lua" }
+  local argv = { "luajit", on_path("busted") or "/usr/bin/busted", "--ignore-lua",
+    "--cpath=" .. paths.build() .. "/?.so" }
   if filter then
     argv[#argv + 1] = "--filter=" .. filter
   end
@@ -271,7 +279,7 @@ local function run_spec(file, filter, root)
   count(tonumber(passed) or 0, tonumber(failed) or 0, tonumber(pending) or 0)
   if not passed or (status ~= 0 and tonumber(failed) == 0) then
     count(0, 1, 0)
-    say("  FAIL ", file, ": ended with ", tostring(status), "\n")
+    say("  FAIL ", file, ": ended with ", tostring(status), " before its last test did\n")
   end
   if status ~= 0 then
     totals.broken[#totals.broken + 1] = file

@@ -2,7 +2,7 @@ local bit = require("bit")
 local uv = require("luv")
 local core = require("tidepool.core")
 local copy = require("tidepool.client.copy")
-local support = require("support")
+local support = require("spec.support")
 
 local function octal(text)
   return tonumber(text, 8)

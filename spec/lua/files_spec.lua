@@ -1,5 +1,5 @@
 local uv = require("luv")
-local support = require("support")
+local support = require("spec.support")
 
 local function octal(text)
   return tonumber(text, 8)
