@@ -20,9 +20,16 @@ function support.defer(fn)
   endings[#endings + 1] = fn
 end
 
-busted.subscribe({ "file", "end" }, function(file)
+busted.subscribe({ "file", "end" }, function()
+  local failures = {}
   while #endings > 0 do
-    busted.safe("file", table.remove(endings), file) -- an error here is one of the file
+    local ok, message = xpcall(table.remove(endings), debug.traceback)
+    if not ok then
+      failures[#failures + 1] = tostring(message)
+    end
+  end
+  if #failures > 0 then
+    error(table.concat(failures, "\n"), 0) -- busted makes it an error of the file
   end
   return nil, true
 end)

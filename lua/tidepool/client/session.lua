@@ -88,7 +88,7 @@ function Session:exec(command, options)
         return nil, message, code
       end
 
-      local marker = "tidepool-" .. random.hex(12)
+      local marker = "tidepool_" .. random.hex(12) -- no character that a pattern reads otherwise
       local sink, lost, result = collect.new(options)
       local stdout = until_marker(marker, function(bytes)
         sink(1, bytes)
@@ -99,7 +99,6 @@ function Session:exec(command, options)
       local status, done = nil, 0
       local cancel = options.timeout
         and async.after(options.timeout, function()
-          cancel = nil
           code = "ETIMEDOUT"
           async.spawn(self.process.kill, self.process, 0)
         end)

@@ -5,6 +5,7 @@
 -- client's attach socket goes straight to init.
 local async = require("tidepool.async")
 local cgroup = require("tidepool.server.cgroup")
+local core = require("tidepool.core")
 local log = require("tidepool.server.log")
 local random = require("tidepool.random")
 
@@ -175,14 +176,12 @@ end
 
 -- How init's failures read to a client: the step makes the code.
 local function start_failure(params, message, code, step)
-  if step == "user" and code == "ENOENT" then
-    code = "EBADUSER"
+  if step == "user" then
+    return nil, ("user %s: %s"):format(params.user, message), code == "ENOENT" and "EBADUSER" or code
   elseif step == "cwd" then
-    code = "EBADCWD"
-  end
-  local what = params.argv and params.argv[1] or "sh"
-  if step == "exec" then
-    return nil, ("%s: %s"):format(what, message), code
+    return nil, ("working directory %s: %s"):format(params.cwd, message), "EBADCWD"
+  elseif step == "exec" then
+    return nil, ("%s: %s"):format(params.argv and params.argv[1] or "/bin/sh", message), code
   end
   return nil, message, code
 end
@@ -432,6 +431,9 @@ end
 --- Starts a file agent of that user on the client's socket. All agents share one leaf, "files".
 function processes.agent(sandbox, user, socket)
   local leaf, message, code = sandbox:leaf("files")
+  if code == "EEXIST" then
+    leaf, message, code = core.fd.open(cgroup.directory(sandbox.server.cgroups, sandbox:leaf_group("files")), "rd")
+  end
   if not leaf then
     return nil, message, code
   end
@@ -439,7 +441,7 @@ function processes.agent(sandbox, user, socket)
   reply, message, code, step = sandbox.link:request("agent", { user = user }, { leaf, socket }, 10)
   leaf:close()
   if not reply then
-    return start_failure({}, message, code, step)
+    return start_failure({ user = user }, message, code, step)
   end
   return true
 end
