@@ -14,6 +14,7 @@ local client = {}
 local Client = {}
 Client.__index = Client
 
+local TRIES = 5 -- of a call whose connection is lost
 local START_LIMIT = 60 -- seconds; making and mounting a pool is part of a first start
 
 -- Verbs that do no harm when they run twice, so that a lost connection is no failure.
@@ -190,12 +191,17 @@ function Client:call(verb, params, fds, on_progress)
     end
     local result, extra
     result, extra, code = call_once(self, verb, params, fds, on_progress)
-    if result == nil and lost(code) and REPEATABLE[verb] then
+    local tries = 1
+    while result == nil and lost(code) and REPEATABLE[verb] and tries < TRIES do
+      -- A server that is being killed may still take the next connection before its listener goes.
+      async.sleep(0.01 * (tries - 1))
+      tries = tries + 1
       result, extra, code = call_once(self, verb, params, fds, on_progress)
       if result == nil and verb == "destroy" and code == "ENOSANDBOX" then
         return true -- the first call did it
       end
-    elseif result == nil and lost(code) then
+    end
+    if result == nil and lost(code) then
       extra = ("the server went away during %s, whose outcome is unknown: %s"):format(verb, extra)
     end
     return result, extra, code
@@ -209,7 +215,7 @@ function Client:call_keyed(verb, params, renew)
   if not checked then
     return nil, message, code
   end
-  for _ = 1, 5 do
+  for _ = 1, TRIES do
     local result
     result, message, code = call_once(self, verb, params, renew())
     if result ~= nil or not lost(code) then
