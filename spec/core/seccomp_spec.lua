@@ -32,6 +32,8 @@ describe("the filter", function()
         for name, code in result.stdout:gmatch("(%S+) (%d+)\n") do
           told[name] = tonumber(code)
         end
+        assert(box:run("cp /bin/probe /workspace/setuid && chmod 4755 /workspace/setuid"))
+        told.setuid = assert(box:run({ "/workspace/setuid", "identity" }, { user = "agent" })).stdout
         box:stop()
       end)
     end)
@@ -47,6 +49,10 @@ describe("the filter", function()
     it("lets a build do what it does", function()
       answers(0, { "clone", "unshare_files", "socket_inet", "socket_unix", "socket_netlink", "personality_ask",
         "personality_norandomize", "trace", "i386_getpid", "i386_socket_unix" })
+    end)
+
+    it("lets a setuid program work within the sandbox's own ids, as sudo needs", function()
+      assert.equal("1000 0\n", told.setuid)
     end)
 
     it("refuses new namespaces and entering others", function()

@@ -236,4 +236,70 @@ function core.copy.stat(directory, name) end
 ---@return string? code
 function core.copy.finish(fd, mode, mtime, size) end
 
+-- Plans: flat lists of steps `{ "operation", arguments... }`, see core/plan.h for the table. "?" after an
+-- operation's name: its failure is ignored.
+core.plan = {}
+
+--- A plan as the bytes that a spawner takes.
+---@param steps table[] at most 256
+---@return string? bytes
+---@return string? message names the step that is wrong
+---@return string? code "EINVAL", "E2BIG"
+function core.plan.encode(steps) end
+
+--- Whether a spawner would take these bytes as a plan.
+---@param bytes string
+---@return integer? steps
+---@return string? message
+---@return string? code "EBADMSG"
+function core.plan.check(bytes) end
+
+--- The name of an errno value.
+---@param errno integer
+---@return string code "ENOENT" and the like, "EUNKNOWN"
+function core.plan.code(errno) end
+
+core.namespace = {}
+
+--- A mount namespace for the calling thread and all that it starts from now on, which still receives the
+--- host's mounts. Once a process: later calls do nothing.
+---@return true? done
+---@return string? message
+---@return string? code "EPERM"
+function core.namespace.unshare_mount() end
+
+core.seccomp = {}
+
+--- The system call filter of a sandbox's processes: struct sock_filter[].
+---@return string? bytes
+---@return string? message
+---@return string? code
+function core.seccomp.filter() end
+
+-- Control groups (v2) by an open directory; what does not block.
+core.cgroup = {}
+
+--- Makes a group for one process below `directory`, its cgroup.procs owned by `uid`.
+---@param directory tidepool.Fd|integer
+---@param name string
+---@param uid integer
+---@return tidepool.Fd? group its directory
+---@return string? message
+---@return string? code "EEXIST", "ENOENT", "EAGAIN"
+function core.cgroup.leaf(directory, name, uid) end
+
+--- SIGKILL to all in the group and below, at once.
+---@param directory tidepool.Fd|integer
+---@return true? done
+---@return string? message
+---@return string? code
+function core.cgroup.kill(directory) end
+
+--- Whether a process is in the group or below.
+---@param directory tidepool.Fd|integer
+---@return boolean? populated
+---@return string? message
+---@return string? code
+function core.cgroup.populated(directory) end
+
 return core

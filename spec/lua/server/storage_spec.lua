@@ -250,6 +250,65 @@ describe("storage", function()
     assert(s:delete(113))
   end))
 
+  it("is found again after its server was killed, whether a mount of it lives on or not", task(function()
+    if s.on_btrfs then
+      return pending("the state directory is on btrfs itself")
+    end
+    local own = support.scratch()
+    local program = ([[
+      require("luv")
+      local async = require("tidepool.async")
+      async.run(function()
+        local pool = assert(require("tidepool.server.spawner").start(1))
+        local s = assert(require("tidepool.server.storage").open({ state = %q, spawners = pool, size = 1 * 2^30 }))
+        if #s:images() == 0 then
+          local stage = assert(s:stage_image("kept"))
+          assert(s:commit_image(stage, "kept"))
+        end
+        io.stdout:write("ready ", table.concat(s:images(), ","), "\n")
+        io.stdout:flush()
+        async.sleep(60)
+      end)
+    ]]):format(own)
+    local function serve()
+      local started, line = async.event(), async.event()
+      local ended = async.spawn(function()
+        return async.command({ "luajit", "-e", program, stdout = "pipe", on_start = function(pid)
+          started:set(pid)
+        end, on_line = function(text)
+          line:set(text)
+        end })
+      end)
+      local pid = started:wait(5)
+      assert.equal("ready kept", line:wait(20))
+      return pid, ended
+    end
+
+    local pid, ended = serve()
+    local holder = core.fd.open(("/proc/%d/root%s/pool"):format(pid, own), "rd") -- as a sandbox's mount would
+    assert.truthy(holder)
+    local loop = loops(own .. "/pool.img")
+    uv.kill(pid, 9)
+    ended:join()
+    async.sleep(0.1)
+    assert.same(loop, loops(own .. "/pool.img"))
+    pid, ended = serve()
+    assert.same(loop, loops(own .. "/pool.img"))
+    holder:close()
+    uv.kill(pid, 9)
+    ended:join()
+    assert.truthy(support.eventually(function()
+      return #loops(own .. "/pool.img") == 0
+    end))
+    pid, ended = serve()
+    assert.equal(1, #loops(own .. "/pool.img"))
+    uv.kill(pid, 9)
+    ended:join()
+    assert.truthy(support.eventually(function()
+      return #loops(own .. "/pool.img") == 0
+    end))
+  end))
+
   it("says what is wrong with a pool that is none", task(function()
     local broken = support.scratch()
     if uv.fs_statfs(broken).type == 0x9123683E then
