@@ -48,7 +48,7 @@ static const struct {
     N(ENOTCONN),   N(ENOTDIR),    N(ENOTEMPTY),    N(ENOTSOCK),      N(ENOTSUP),    N(ENOTTY),
     N(ENXIO),      N(EOVERFLOW),  N(EPERM),        N(EPIPE),         N(EPROTO),     N(ERANGE),
     N(EROFS),      N(ESPIPE),     N(ESRCH),        N(ESTALE),        N(ETIMEDOUT),  N(ETXTBSY),
-    N(EXDEV),      N(EUSERS),     N(ENOTUNIQ),     N(EOWNERDEAD),    N(EPROTONOSUPPORT),
+    N(EXDEV),      N(ENOBUFS),     N(EUSERS),     N(ENOTUNIQ),     N(EOWNERDEAD),    N(EPROTONOSUPPORT),
 #undef N
 };
 

@@ -59,12 +59,16 @@ void attach_close_all(struct process *process) {
     attach_close(process->attachments);
 }
 
+bool attach_possible(int fd) {
+  int type = 0;
+  socklen_t size = sizeof type;
+  return getsockopt(fd, SOL_SOCKET, SO_TYPE, &type, &size) == 0 && type == SOCK_STREAM;
+}
+
 int attach_open(struct process *process, int fd, uint32_t flags, uint64_t offset) {
   if (process->attachment_count >= MAX_ATTACHMENTS)
     return EUSERS;
-  int type = 0;
-  socklen_t size = sizeof type;
-  if (getsockopt(fd, SOL_SOCKET, SO_TYPE, &type, &size) < 0 || type != SOCK_STREAM)
+  if (!attach_possible(fd))
     return ENOTSOCK;
   struct attachment *attachment = calloc(1, sizeof *attachment);
   if (!attachment)

@@ -139,6 +139,10 @@ static void start(const struct origin *origin, const struct tp_init_start *reque
     refuse(origin, ECANCELED, "shutting down");
     return;
   }
+  if (attach && !attach_possible(received->fd[received->count - 1])) {
+    refuse(origin, ENOTSOCK, "attach");
+    return;
+  }
   int cgroup = received->count > attach ? received->fd[0] : -1;
   int socket = attach ? take(received, received->count - 1) : -1;
   start_process(origin, request, cgroup, socket);

@@ -16,13 +16,13 @@
 #include "ring.h"
 
 #define MAX_CONTROLS 8u
-#define MAX_PROCESSES 4096u
+#define MAX_PROCESSES 1024u
 #define MAX_ATTACHMENTS 64u /* of one process */
 #define KEEP_UNNAMED 64u    /* ended processes kept for `logs` */
 #define KEEP_NAMED 256u
 #define KEEP_HELD 128u         /* ended unnamed ones whose pipes a descendant still holds */
 #define KEEP_MEMORY (16u << 20) /* rings of ended processes, together */
-#define KEEP_ARGV (8u << 10)
+#define KEEP_ARGV (2u << 10) /* a LIST of all fits a channel's queue */
 #define RING_DEFAULT (256u << 10)
 #define RING_LEAST (4u << 10)
 #define RING_MOST (64u << 20)
@@ -177,6 +177,7 @@ void terminal_resize(struct process *process, uint16_t cols, uint16_t rows);
 
 /* Attachments: attach.c */
 
+bool attach_possible(int fd); /* it is a stream socket */
 int attach_open(struct process *process, int fd, uint32_t flags, uint64_t offset); /* 0 or errno */
 void attach_send(struct process *process);     /* as much as each socket takes */
 void attach_read(struct process *process);     /* after stdin has got room again */
