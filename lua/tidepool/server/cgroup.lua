@@ -6,6 +6,7 @@
 -- where its controller is: in v2, or on a hybrid machine in the v1 hierarchy that has it. What can't
 -- be enforced stands in `unenforced`.
 local uv = require("luv")
+local async = require("tidepool.async")
 local core = require("tidepool.core")
 
 local cgroup = {}
@@ -101,6 +102,12 @@ local function prepare(root, wanted)
   return path
 end
 
+-- Lowering oom_score_adj below what we were born with takes CAP_SYS_RESOURCE (bit 24).
+local function may_protect_init()
+  local effective = (read_file("/proc/self/status") or ""):match("CapEff:%s*%x*(%x%x)%x%x%x%x%x%x%s")
+  return effective and tonumber(effective, 16) % 2 == 1
+end
+
 --- Prepares the groups of one server. Returns { mode, unenforced, ... } | nil, message, code.
 function cgroup.open(instance)
   local self = cgroup.detect()
@@ -108,6 +115,7 @@ function cgroup.open(instance)
     return nil, "no cgroup v2 tree is mounted: mount one (cgroup2, at /sys/fs/cgroup/unified)", "ENOTSUP"
   end
   self.instance, self.base, self.directories, self.unenforced = instance, "tidepool/" .. instance, {}, {}
+  self.removing = {}
   local path, message, code = prepare({ mount = self.unified, base = self.base }, {})
   if not path then
     return nil, message, code
@@ -126,6 +134,9 @@ function cgroup.open(instance)
     if not below then
       self.unenforced[#self.unenforced + 1] = costs[name] .. (why and " (" .. why .. ")" or "")
     end
+  end
+  if not may_protect_init() then
+    table.insert(self.unenforced, "sparing init when memory is out: the server lacks CAP_SYS_RESOURCE")
   end
   return self
 end
@@ -158,6 +169,7 @@ end
 -- { cpu = vCPUs, memory = bytes, pids = } that are given; `join` moves the child into those that a
 -- clone can't place it in.
 function cgroup.steps(self, key, owner, limits)
+  self.removing[key] = nil
   local create, join = { { "group", cgroup.directory(self, key), owner } }, {}
   local made = {}
   for _, name in ipairs(controllers) do
@@ -306,13 +318,7 @@ function cgroup.remove_leaf(self, path)
   return removed ~= nil or code == "ENOENT"
 end
 
---- Removes a sandbox's groups with their leaves. Returns true | nil, message, code ("EBUSY").
-function cgroup.remove(self, key)
-  local fd = self.directories[key]
-  self.directories[key] = nil
-  if fd then
-    fd:close()
-  end
+local function remove_once(self, key)
   for _, leaf in ipairs(cgroup.leaves(self, key)) do
     uv.fs_rmdir(cgroup.directory(self, key .. "/" .. leaf))
   end
@@ -331,6 +337,38 @@ function cgroup.remove(self, key)
     return nil, message, failure
   end
   return true
+end
+
+-- Tries until the last process has ended, 10 seconds at most, or until the group is wanted again.
+local function keep_removing(self, key)
+  local turn = {}
+  self.removing[key] = turn
+  async.spawn(function()
+    for _ = 1, 200 do
+      async.sleep(0.05)
+      if self.removing[key] ~= turn or remove_once(self, key) then
+        break
+      end
+    end
+    if self.removing[key] == turn then
+      self.removing[key] = nil
+    end
+  end)
+end
+
+--- Removes a sandbox's groups with their leaves. Returns true | nil, message, code; after "EBUSY", some
+-- process is still ending, it is tried again in the background.
+function cgroup.remove(self, key)
+  local fd = self.directories[key]
+  self.directories[key] = nil
+  if fd then
+    fd:close()
+  end
+  local removed, message, code = remove_once(self, key)
+  if not removed and code == "EBUSY" then
+    keep_removing(self, key)
+  end
+  return removed, message, code
 end
 
 --- Names of the sandboxes that have a group here.
