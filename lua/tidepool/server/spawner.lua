@@ -55,7 +55,6 @@ local function handle_frame(one, bytes, fds)
   local waiter = one.waiting[serial]
   if waiter then
     one.waiting[serial] = nil
-    one.load = one.load - 1
     waiter(decode_answer(bytes, fds))
   end
 end
@@ -180,7 +179,14 @@ function Pool:lost(one)
   end
 end
 
-local function least_busy(pool)
+-- How many plans in the foreground one in the background weighs: it waits for a file system.
+local BACKGROUND = 4
+
+-- What may take long goes to the last spawner alone, so that a create finds another one free.
+local function least_busy(pool, background)
+  if background and pool.members[pool.count] then
+    return pool.members[pool.count]
+  end
   local best
   for i = 1, pool.count do
     local one = pool.members[i]
@@ -192,8 +198,9 @@ local function least_busy(pool)
 end
 
 --- Executes a plan: a list of steps, or their encoding. `fds` fill its first slots and stay the caller's.
+-- `background`: nobody waits for it, it may queue behind others of its kind.
 -- Returns { pid =, pidfd =, values = } | nil, message, code; a failed plan has left nothing behind.
-function Pool:execute(plan, fds)
+function Pool:execute(plan, fds, background)
   local message, code
   if type(plan) == "table" then
     plan, message, code = core.plan.encode(plan)
@@ -201,7 +208,7 @@ function Pool:execute(plan, fds)
       return nil, message, code
     end
   end
-  local one = least_busy(self)
+  local one = least_busy(self, background)
   if not one then
     return nil, "no spawner is running", self.closed and "ECANCELED" or "EAGAIN"
   end
@@ -215,9 +222,13 @@ function Pool:execute(plan, fds)
   if not written and one.events == "r" then
     one.arm("rw")
   end
-  one.load = one.load + 1
+  local weight = background and BACKGROUND or 1
+  one.load = one.load + weight
   return async.wait(function(wake)
-    one.waiting[serial] = wake
+    one.waiting[serial] = function(...)
+      one.load = one.load - weight
+      wake(...)
+    end
   end)
 end
 

@@ -167,7 +167,7 @@ local function empty(self, directory)
   local ok, message, code = self.spawners:execute({
     { "destroy", directory, "root" },
     { "rmdir", directory },
-  })
+  }, nil, true)
   return ok and true, message, code
 end
 
@@ -309,7 +309,7 @@ local function refill_one(self, image, generation)
   local directory = parent .. "/" .. random.hex(6)
   local plan = snapshot_steps(self:image_path(image), directory, false)
   table.insert(plan, 1, { "ensure", parent, 448 })
-  local ok = self.spawners:execute(plan)
+  local ok = self.spawners:execute(plan, nil, true)
   if ok and self.warm[image] == generation then
     generation[#generation + 1] = directory
   elseif ok then

@@ -1,10 +1,14 @@
 -- Containers: what a sandbox is from inside, and that nothing of it stays outside.
 local uv = require("luv")
+local ffi = require("ffi")
 local async = require("tidepool.async")
+local core = require("tidepool.core")
 local container = require("tidepool.server.container")
 local cgroup = require("tidepool.server.cgroup")
 local containers = require("spec.support.container")
 local support = require("spec.support")
+
+ffi.cdef("int ioctl(int, unsigned long, ...);")
 
 local function task(fn)
   return function()
@@ -136,9 +140,11 @@ describe("a container", function()
   end))
 
   it("is charged to the first id of its range, so that kernel limits are its own", task(function()
-    assert.truthy(uv.fs_stat("/proc/" .. box.pid .. "/ns/user"))
-    local owner = support.read("/proc/" .. box.pid .. "/uid_map"):match("^%s*0%s+(%d+)")
-    assert.equal(tostring(box.spec.range.base), owner)
+    local namespace = assert(core.fd.open("/proc/" .. box.pid .. "/ns/user"))
+    local owner = ffi.new("uint32_t[1]")
+    assert.equal(0, ffi.C.ioctl(namespace:number(), 0xb704, owner)) -- NS_GET_OWNER_UID
+    assert.equal(box.spec.range.base, owner[0])
+    namespace:close()
   end))
 end)
 

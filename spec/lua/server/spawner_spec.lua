@@ -165,6 +165,23 @@ describe("a spawner", function()
     assert.equal(40, #done)
   end))
 
+  it("is not kept waiting by what is done in the background", task(function()
+    local behind = async.spawn(function()
+      for _ = 1, 20 do
+        assert(pool:execute({ { "sync", directory } }, nil, true))
+      end
+    end)
+    assert.equal(4, pool.members[2].load)
+    for i = 1, 3 do
+      async.spawn(function()
+        assert(pool:execute({ { "mkdir", directory .. "/before" .. i, 493 } }))
+      end)
+    end
+    assert.equal(3, pool.members[1].load)
+    assert(behind:join())
+    assert.equal(0, pool.members[1].load + pool.members[2].load)
+  end))
+
   it("is started again when it dies", task(function()
     local old = pool.members[1].pid
     uv.kill(old, 9)
