@@ -124,11 +124,12 @@ struct output {
 };
 
 struct process {
-  struct process *next; /* by id, oldest first */
+  struct process *next; /* those that run by id, then those that have ended in that order */
   uint32_t id;
   pid_t pid;
   uint32_t flags; /* enum tp_start_flags */
   bool live;      /* exec succeeded; before that nobody sees it */
+  bool forgotten; /* ... any more; here for the clients that still read */
   bool reaped;    /* the main process is gone */
   bool ended;     /* ... and its output has been drained: EXIT may be sent */
   uint32_t kind;

@@ -21,6 +21,11 @@ static struct process *processes, **last = &processes;
 static uint32_t last_id;
 static unsigned count;
 
+static void append(struct process *process) {
+  *last = process;
+  last = &process->next;
+}
+
 static struct tp_bytes keep_text(uint8_t **room, struct tp_bytes text) {
   struct tp_bytes kept = {*room, text.length};
   if (text.length)
@@ -73,19 +78,23 @@ struct process *process_new(const struct tp_init_start *request) {
   process->input_closed = !(request->flags & (TP_START_STDIN | TP_START_TTY));
   process->started = clock_ns(CLOCK_REALTIME);
   process->began = clock_ns(CLOCK_MONOTONIC);
-  *last = process;
-  last = &process->next;
+  append(process);
   count++;
   return process;
 }
 
-void process_free(struct process *process) {
+static void unlink_process(struct process *process) {
   struct process **at = &processes;
   while (*at != process)
     at = &(*at)->next;
   *at = process->next;
   if (last == &process->next)
     last = at;
+  process->next = NULL;
+}
+
+void process_free(struct process *process) {
+  unlink_process(process);
   count--;
 
   attach_close_all(process);
@@ -97,6 +106,7 @@ void process_free(struct process *process) {
   tp_ring_free(&process->ring);
   free(process->waiting);
   free(process->texts);
+  process->texts = NULL;
   free_later(process);
 }
 
@@ -152,7 +162,10 @@ int process_forget(uint32_t id) {
     return ESRCH;
   if (!process->reaped)
     return EBUSY;
-  process_free(process);
+  process->live = false;
+  process->forgotten = true;
+  if (!process->attachments) /* else when the last client has read to the end or left */
+    process_free(process);
   return 0;
 }
 
@@ -261,6 +274,8 @@ static bool read_output(struct output *output) {
 /* What every reader is owed ends here; descendants may go on writing into the ring. */
 static void finish(struct process *process) {
   process->ended = true;
+  unlink_process(process); /* remembered in the order of their ends */
+  append(process);
   process->output[0].tail = process->output[1].tail = 0;
   attach_ended(process);
 }
@@ -284,6 +299,8 @@ void process_pump(struct process *process) {
   process_interest(process);
   if (finished)
     prune();
+  if (process->forgotten && !process->attachments && process->texts)
+    process_free(process);
 }
 
 void process_interest(struct process *process) {

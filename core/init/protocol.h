@@ -28,12 +28,14 @@
 enum tp_init_message {
   /* requests */
   TP_INIT_HELLO = 1,    /* u32 version -> WELCOME | FAILED */
-  TP_INIT_START = 2,    /* struct below; fds: cgroup, then attach if TP_START_ATTACH -> STARTED | FAILED */
+  TP_INIT_START = 2,    /* struct below; fds: cgroup (may be left out: init's own), then attach if
+                           TP_START_ATTACH -> STARTED | FAILED */
   TP_INIT_ATTACH = 3,   /* u32 id, u32 attach flags, u64 offset; fd: attach socket -> OK | FAILED */
   TP_INIT_SIGNAL = 4,   /* u32 id, i32 signal; to the main process -> OK | FAILED */
   TP_INIT_LIST = 5,     /* -> PROCESS * n, OK */
-  TP_INIT_FORGET = 6,   /* u32 id of an ended process -> OK | FAILED */
-  TP_INIT_AGENT = 7,    /* string user; fds: cgroup, agent socket -> STARTED (id 0) | FAILED */
+  TP_INIT_FORGET = 6,   /* u32 id of an ended process; who still reads it may finish -> OK | FAILED */
+  TP_INIT_AGENT = 7,    /* string user; fds: cgroup (may be left out), agent socket -> STARTED (id 0) |
+                           FAILED */
   TP_INIT_CONNECT = 8,  /* u32 family (4 or 6), u32 port on loopback -> CONNECTED + fd | FAILED */
   TP_INIT_SHUTDOWN = 9, /* u32 grace, milliseconds: TERM to all, then exit -> OK; then the end */
 
@@ -42,11 +44,16 @@ enum tp_init_message {
   TP_INIT_OK = 65,        /* */
   TP_INIT_FAILED = 66,    /* u32 step, i32 errno, string message */
   TP_INIT_STARTED = 67,   /* u32 id, u32 pid inside */
-  TP_INIT_PROCESS = 68,   /* the layout of tp_init_process, see protocol.c */
+  TP_INIT_PROCESS = 68,   /* u32 id, u32 pid, u32 flags, u32 kind, i32 code, u64 realtime ns of the start,
+                             u64 wall ns, u64 first offset in the ring, u64 end offset, u64 dropped,
+                             strings key, name, user, cwd, list argv (cut to about 2 KiB). dropped:
+                             bytes that left the ring before any client had taken them */
   TP_INIT_CONNECTED = 69, /* fd: the connected socket */
 
   /* events */
-  TP_INIT_EXIT = 128, /* u32 id, u32 kind, i32 code, u64 wall ns, u64 end offset, u64 dropped */
+  TP_INIT_EXIT = 128, /* u32 id, u32 kind, i32 code, u64 wall ns, u64 end offset, u64 dropped, u64 CPU ns
+                         and u64 peak bytes of the main process and those it waited for. Sent when it
+                         is reaped: attached clients get theirs when they have read to the end */
 };
 
 /* START body: u32 flags, u32 attach flags, u32 ring bytes, u16 cols, u16 rows,

@@ -284,6 +284,29 @@ describe("init", function()
       assert.equal(named.id, list[1].id)
     end)
 
+    it("forgets in the order of the ends, not of the starts", function()
+      local early = init:start_detached({ argv = { "sleep", "60" } })
+      for _ = 1, 70 do
+        init:exit_of(init:start_detached({ argv = { "true" } }).id)
+      end
+      init:request("signal", { id = early.id, signal = 9 })
+      init:exit_of(early.id)
+      local list = init:request("list").processes_listed
+      assert.same({ early.id, "signal" }, { list[#list].id, list[#list].kind })
+    end)
+
+    it("cuts no reader off when its process is forgotten", function()
+      local answer, stream = init:start({ argv = { "head", "-c", "2000000", "/dev/zero" }, ring = 2000000 })
+      init:exit_of(answer.id)
+      local before = init:fd_count()
+      assert.equal("ok", init:request("forget", { id = answer.id }).type)
+      assert.equal("ESRCH", init:request("forget", { id = answer.id }).code)
+      local result = harness.collect(stream)
+      assert.same({ 2000000, 0 }, { #result.stdout, result.exit.code })
+      stream:close()
+      assert.is_true(init:fd_count() < before)
+    end)
+
     it("ends when told to, after a grace for those who ignore TERM", function()
       init:sh("trap '' TERM; sleep 60 & echo", {})
       init:start_detached({ argv = { "sh", "-c", "trap 'exit 3' TERM; sleep 60 & wait" } })
