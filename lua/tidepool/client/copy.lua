@@ -85,7 +85,7 @@ local function upload_file(job, from, stat, to)
   })
   fd:close()
   if not written then
-    return nil, message, code
+    return nil, message:find(to, 1, true) and message or to .. ": " .. message, code
   end
   job.result.files = job.result.files + 1
   job.progress(0, from)

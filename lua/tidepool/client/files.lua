@@ -490,7 +490,7 @@ local function with_agent(box, options, body)
       kept.cancel = nil
     end
     kept.users = kept.users + 1
-    local results = { body(kept.files) }
+    local results = { xpcall(body, debug.traceback, kept.files) }
     kept.users = kept.users - 1
     if kept.users == 0 then
       kept.cancel = async.after(IDLE, function()
@@ -498,7 +498,10 @@ local function with_agent(box, options, body)
         kept.files:close()
       end)
     end
-    return unpack(results, 1, 3)
+    if not results[1] then
+      error(results[2], 0)
+    end
+    return unpack(results, 2, 4)
   end)
 end
 
