@@ -37,6 +37,12 @@ bootstrap.packages = {
   { "lua-check", "test", "lints Lua" },
   { "tmux", "test", "a real terminal for the terminal's specs" },
   { "docker-registry", "test", "a registry on loopback to pull from", service = "docker-registry" },
+  { "mount", "test", "scratch machines for specs of pid 1 and of full disks" },
+  { "zstd", "test", "compresses what is to be unpacked" },
+  { "xz-utils", "test", "likewise" },
+  { "bzip2", "test", "likewise" },
+  { "curl", "test", "asks the registry whether it is up" },
+  { "procps", "test", "looks for processes" },
   { "strace", "test", "counts system calls in specs" },
   { "bubblewrap", "bench", "peer" },
   { "crun", "bench", "peer" },
@@ -331,7 +337,9 @@ end
 ---@param directory string
 ---@param options string[]
 ---@param phase table
-function bootstrap.compile(directory, options, phase, log_name)
+---@param log_name string? "build"
+---@param target string? instead of everything
+function bootstrap.compile(directory, options, phase, log_name, target)
   local log, log_path = open_log(log_name or "build")
   -- A cache that was made for another place refuses to configure.
   local cache = read_file(directory .. "/CMakeCache.txt")
@@ -340,8 +348,9 @@ function bootstrap.compile(directory, options, phase, log_name)
     os.remove(directory .. "/CMakeCache.txt")
   end
   local command = string.format(
-    "cmake -S %s -B %s %s && cmake --build %s --parallel $(nproc)",
-    quote(paths.repo()), quote(directory), quoted(options), quote(directory))
+    "cmake -S %s -B %s %s && cmake --build %s --parallel $(nproc) %s",
+    quote(paths.repo()), quote(directory), quoted(options), quote(directory),
+    target and "--target " .. quote(target) or "")
   local ok = run(command, log, function(line)
     if line:match("^%[ *%d+%%%]") or line:match("^%-%- ") then
       phase:update(line)

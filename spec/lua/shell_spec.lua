@@ -1,6 +1,6 @@
 -- A person at a terminal, through tmux: what is typed and what the screen shows.
 local paths = require("tidepool.paths")
-local support = require("support")
+local support = require("spec.support")
 
 describe("shell, attach and exec -it in a real terminal", function()
   local box, socket
