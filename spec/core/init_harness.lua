@@ -97,7 +97,7 @@ end
 
 function Init:send(kind, fields, fds)
   self.serial = self.serial + 1
-  assert(self.channel:send(core.init.encode(kind, self.serial, fields or {}), fds))
+  assert(self.channel:send(core.init.encode(kind, self.serial, fields or {}), fds) ~= nil, "init is gone")
   return self.serial
 end
 
@@ -302,7 +302,7 @@ function Init:agent(user)
   local agent = { channel = channel, pid = answer.pid }
   function agent.send(op, fields)
     serial = serial + 1
-    assert(channel:send(core.agent.encode(op, serial, fields or {})))
+    assert(channel:send(core.agent.encode(op, serial, fields or {})) ~= nil, "the agent is gone")
     while not assert(channel:flush()) do
       assert(harness.poll(channel:number(), true))
     end
