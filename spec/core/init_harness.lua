@@ -248,6 +248,18 @@ function harness.expect(stream, pattern, timeout)
   return text
 end
 
+-- True once nothing waits any more, false when `timeout` passes.
+local function flushed(stream, timeout)
+  while true do
+    local empty, message = stream:flush()
+    if empty == nil then
+      error(message)
+    elseif empty or not harness.poll(stream:number(), true, timeout) then
+      return empty
+    end
+  end
+end
+
 --- Writes all of it, waiting for room; false when `timeout` passes without any.
 function harness.write(stream, bytes, timeout)
   local at = 1
@@ -261,12 +273,7 @@ function harness.write(stream, bytes, timeout)
       return false
     end
   end
-  while not assert(stream:flush()) do
-    if not harness.poll(stream:number(), true, timeout) then
-      return false
-    end
-  end
-  return true
+  return flushed(stream, timeout)
 end
 
 function harness.eof(stream)
@@ -303,9 +310,7 @@ function Init:agent(user)
   function agent.send(op, fields)
     serial = serial + 1
     assert(channel:send(core.agent.encode(op, serial, fields or {})) ~= nil, "the agent is gone")
-    while not assert(channel:flush()) do
-      assert(harness.poll(channel:number(), true))
-    end
+    assert(flushed(channel))
     return serial
   end
   function agent.receive(timeout)
