@@ -27,7 +27,7 @@
   /* files: file.c */                                                                              \
   X(mkdir, "pn") X(ensure, "pn") X(dir, "pn") X(write, "ps") X(file, "pns") X(replace, "pns")      \
   X(symlink, "sp") X(rename, "pp") X(unlink, "p") X(rmdir, "p") X(chown, "pnn") X(chmod, "pn")     \
-  X(open, "dp") X(copy, "dpn")                                                                     \
+  X(open, "dp") X(copy, "dpn") X(prefetch, "pp")                                                   \
   /* mounts: mount.c */                                                                            \
   X(private, "") X(tree, "dpm") X(idmap, "d") X(root, "d") X(detach, "") X(mount, "spsms")         \
   X(bind, "pp") X(protect, "p") X(mask, "p") X(device, "pp") X(umount, "p")                        \

@@ -21,6 +21,16 @@ local directories = { "images", "sandboxes", "staging", "snapshots", "warm", "tr
 --- Roots made ahead of need for each image: a snapshot takes milliseconds, a rename does not.
 storage.WARM = 4
 
+-- What a first command reads. Subvolumes share blocks but no cached pages, so that it would wait for
+-- the disk: 3 ms of a create to its first exit. About 2.5 MB a root, those that it has.
+local triplets = { x64 = "x86_64-linux-gnu", arm64 = "aarch64-linux-gnu" }
+local triplet = triplets[jit.arch] or "unknown"
+local hot = {
+  "/lib64/ld-linux-x86-64.so.2", "/lib/ld-linux-aarch64.so.1", "/lib/ld-musl-x86_64.so.1", "/lib/ld-musl-aarch64.so.1",
+  "/lib/" .. triplet .. "/libc.so.6", "/etc/ld.so.cache", "/etc/passwd", "/etc/group", "/etc/hosts", "/etc/hostname",
+  "/etc/resolv.conf", "/bin/sh", "/bin/true", "/bin/busybox", "/usr/bin/env",
+}
+
 local Storage = {}
 Storage.__index = Storage
 
@@ -309,6 +319,9 @@ local function refill_one(self, image, generation)
   local directory = parent .. "/" .. random.hex(6)
   local plan = snapshot_steps(self:image_path(image), directory, false)
   table.insert(plan, 1, { "ensure", parent, 448 })
+  for _, path in ipairs(hot) do
+    plan[#plan + 1] = { "prefetch?", directory .. "/root", path }
+  end
   local ok = self.spawners:execute(plan, nil, true)
   if ok and self.warm[image] == generation then
     generation[#generation + 1] = directory

@@ -146,6 +146,25 @@ describe("a spawner", function()
     file:close()
   end))
 
+  it("reads ahead what lies below a root, and nothing outside", task(function()
+    local root = directory .. "/root"
+    assert(pool:execute({
+      { "mkdir", root, 493 },
+      { "file", root .. "/inside", 420, "x" },
+      { "symlink", "/inside", root .. "/link" },
+      { "symlink", "/../../../../../etc/passwd", root .. "/out" },
+      { "symlink", "/", root .. "/top" },
+    }))
+    local function code(path)
+      return select(3, pool:execute({ { "prefetch", root, path } }))
+    end
+    assert.is_nil(code("/inside"))
+    assert.is_nil(code("/link"))
+    assert.equal("ENOENT", code("/out"))
+    assert.equal("ENOENT", code("/../../../../../etc/passwd"))
+    assert.equal("EINVAL", code("/top"))
+  end))
+
   it("refuses bytes that are no plan", task(function()
     assert.equal("EBADMSG", select(3, pool:execute("garbage")))
     assert.equal("EINVAL", select(3, pool:execute({ { "fly" } })))
