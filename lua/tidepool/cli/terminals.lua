@@ -65,6 +65,7 @@ local function shell(context, values)
       user = values.user,
       cwd = values.cwd,
       env = values.env,
+      lossless = true, -- a screen with holes in it is no use
     }))
     if stream or code ~= "EEXIST" then
       break
@@ -93,7 +94,11 @@ local function attach(context, values)
   local live = described.output or 0
   local from = math.max(0, live - attached.RECENT)
   local stream
-  stream, message, code = attached.connect(client, values.name, described, { offset = from, input = not values.no_stdin })
+  stream, message, code = attached.connect(client, values.name, described, {
+    offset = from,
+    input = not values.no_stdin,
+    lossless = described.tty,
+  })
   if not stream then
     return context:fail(message, code)
   end

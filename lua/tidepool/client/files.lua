@@ -15,6 +15,9 @@ Files.__index = Files
 
 local CHUNK = 256 * 1024 -- of a write; a frame holds 1 MiB
 local READ = 8 * 1024 * 1024
+local READ_MOST = 2 ^ 30 -- bytes in one string
+local LIST_MOST = 1000000 -- entries of one listing: an agent that lies must not fill our memory
+local UNSIZED = 64 * 1024 * 1024 -- most of a file that says 0, as those of /proc do
 
 --- Speaks with the agent on `fd`, a connected unix socket, and owns it from now on.
 function files.open(fd)
@@ -175,7 +178,13 @@ function Files:read(path, options)
   if not fd then
     return nil, message, code
   end
-  local offset, left = options and options.offset or 0, options and options.limit or math.huge
+  -- What it held when it was opened: one that grows as fast as we read has no end.
+  local stat, offset = message, options and options.offset or 0
+  local left = math.min(options and options.limit or math.huge, stat.size > 0 and stat.size - offset or UNSIZED)
+  if left > READ_MOST then
+    fd:close()
+    return nil, ("%s: %d bytes are too many for one string; read a part or download it"):format(path, left), "EFBIG"
+  end
   local parts = {}
   while left > 0 do
     local bytes
@@ -381,6 +390,9 @@ function Files:list(path, options)
         return nil, failure, failed
       elseif reply.op == "done" then
         break
+      end
+      if #entries == LIST_MOST then
+        return lost(self, path .. ": too many entries", "E2BIG")
       end
       local entry = describe(reply.stat, reply.target)
       entry.path = reply.path
