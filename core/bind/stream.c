@@ -96,7 +96,7 @@ static int fill(struct stream *stream, struct tp_error *err) {
     size_t size;
     if (tp_stream_reserve(&stream->decoder, stream->read_size, &room, &size, err) < 0)
       return -1;
-    ssize_t got = recv(stream->fd, room, size, MSG_DONTWAIT);
+    ssize_t got = read(stream->fd, room, size);
     if (got < 0 && errno == EINTR)
       continue;
     if (got < 0 && (errno == EAGAIN || errno == EWOULDBLOCK))

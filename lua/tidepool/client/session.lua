@@ -102,7 +102,8 @@ function Session:exec(command, options)
           code = "ETIMEDOUT"
           async.spawn(self.process.kill, self.process, 0)
         end)
-      connection:write(("eval %s </dev/null\n{ __tp=$?; printf '%s:%%d\\n' $__tp; printf '%s:%%d\\n' $__tp >&2; (exit $__tp); }\n"):format(
+      -- `command`: without it a syntax error would end a POSIX shell.
+      connection:write(("command eval %s </dev/null\n{ __tp=$?; printf '%s:%%d\\n' $__tp; printf '%s:%%d\\n' $__tp >&2; (exit $__tp); }\n"):format(
         quote(command), marker, marker))
 
       local last
