@@ -302,4 +302,142 @@ function core.cgroup.kill(directory) end
 ---@return string? code
 function core.cgroup.populated(directory) end
 
+core.init = {}
+
+---@type integer the protocol's version, core/init/protocol.h
+core.init.VERSION = 1
+
+---@class tidepool.InitStart
+---@field argv string[]
+---@field env? table<string|integer, string> "K=V" strings, or names with values
+---@field user? string a name or an id; root when left out
+---@field cwd? string the user's home when left out
+---@field key? string identifies the request over a lost connection
+---@field name? string
+---@field ring? integer bytes of output kept, 4 KiB to 64 MiB, 256 KiB when left out
+---@field tty? boolean
+---@field stdin? boolean keep stdin open for writers, else /dev/null
+---@field cols? integer
+---@field rows? integer
+---@field attach? boolean a second descriptor, a socket, is attached from offset 0
+---@field input? boolean that client may write
+---@field lossless? boolean the process waits for that client
+---@field follow? boolean that client stays until the process ends
+
+--- A request to a sandbox's init, to be sent over its channel. Descriptors that go with it: `start` the
+-- process's cgroup and then, with `attach`, a socket; `attach` a socket; `agent` a cgroup and a socket.
+---@param kind "hello"|"start"|"attach"|"signal"|"list"|"forget"|"agent"|"connect"|"shutdown"
+---@param serial integer comes back with the answer; not 0
+---@param fields? tidepool.InitStart|table attach: id, offset, input, lossless, follow. signal: id, signal. forget: id. agent: user. connect: family (4, 6), port. shutdown: grace (milliseconds)
+---@return string? bytes
+---@return string? message
+---@return string? code "E2BIG": longer than a frame
+function core.init.encode(kind, serial, fields) end
+
+--- What init says: `type` is "welcome" (version, nonce, processes), "ok", "connected", "failed" (step, one of
+-- "request", "user", "cwd", "exec", "spawn"; code; message), "started" (id, pid), "process" (id, pid, tty, stdin,
+-- running or kind and code, started in seconds since 1970, wall seconds, start_offset, end_offset, dropped bytes,
+-- key, name, user, cwd, argv) or "exit" (id, kind "code" or "signal", code, wall, end_offset, dropped,
+-- cpu_seconds, memory in bytes); `serial` is the request's, 0 for an exit.
+---@param bytes string one frame
+---@return table? message
+---@return string? complaint
+---@return string? code "EBADMSG"
+function core.init.decode(bytes) end
+
+--- A channel to the init whose pid this is outside.
+---@param pid integer
+---@return tidepool.Channel? channel
+---@return string? message
+---@return string? code "ENOENT", "ECONNREFUSED", "EAGAIN"
+function core.init.connect(pid) end
+
+core.agent = {}
+
+--- A request to a file agent. Relative paths are in /workspace; a mode left out is 0644, 0755 or what is there.
+---@param op "open"|"begin"|"write"|"commit"|"abort"|"list"|"stat"|"mkdir"|"remove"|"rename"|"chmod"|"symlink"|"times"
+---@param serial integer
+---@param fields? table path; begin: mode, append, exclusive. write: offset, data. commit: size, mtime (seconds). list: recursive. stat: follow. mkdir: mode, parents. remove: recursive. rename: to. chmod: mode. symlink: target. times: mtime
+---@return string? bytes
+---@return string? message
+---@return string? code "EMSGSIZE"
+function core.agent.encode(op, serial, fields) end
+
+--- An agent's answer: `op` (list is answered by "entry" for each and "done"), `serial`, and `code` and `message`
+-- of a failure, else what there is of `stat` (type, mode, uid, gid, links, size, mtime, inode, blocks), `path` and
+-- `target`. `open` comes with a descriptor.
+---@param bytes string one frame
+---@return table? answer
+---@return string? complaint
+---@return string? code "EBADMSG"
+function core.agent.decode(bytes) end
+
+core.stream = {}
+
+---@class tidepool.Stream A client's end of an attachment to a process.
+local Stream = {}
+
+--- The next frame, as several values: "data", stream (1 stdout, 2 stderr), offset, bytes | "lost", offset, count |
+-- "exit", "code" or "signal", code, wall seconds, end offset | "end", offset | "stdin_closed". "exit" and "end" are last.
+---@return string? type
+---@return any first_or_message
+---@return any second_or_code "EAGAIN": wait for number() to be readable; "EPIPE": cut off; "EBADMSG"
+---@return any third
+---@return any fourth
+function Stream:read() end
+
+--- Gives bytes to the process's input. How many were taken; they are on their way once flush() says true.
+---@param bytes string
+---@return integer? taken
+---@return string? message
+---@return string? code "EAGAIN": wait for number() to be writable; "EPIPE"
+function Stream:write(bytes) end
+
+--- Ends the input; a terminal gets its end-of-file character.
+---@return true? done
+---@return string? message
+---@return string? code "EAGAIN": try again
+function Stream:eof() end
+
+--- Sets the size of the process's terminal.
+---@param cols integer
+---@param rows integer
+---@return true? done
+---@return string? message
+---@return string? code "EAGAIN": try again
+function Stream:resize(cols, rows) end
+
+--- True when all that was taken is with the socket.
+---@return boolean? empty
+---@return string? message
+---@return string? code
+function Stream:flush() end
+
+--- The descriptor to wait for; nothing when closed.
+---@return integer?
+function Stream:number() end
+
+--- Detaches. Twice is harmless.
+function Stream:close() end
+
+---@class tidepool.StreamDecoder The same frames, out of bytes that are fed.
+local StreamDecoder = {}
+
+---@param bytes string
+---@return true? fed
+---@return string? message
+---@return string? code "ENOMEM"
+function StreamDecoder:feed(bytes) end
+
+--- As Stream:read; "EAGAIN" asks for more bytes.
+function StreamDecoder:next() end
+
+--- Takes the socket over.
+---@param fd tidepool.Fd|integer
+---@return tidepool.Stream
+function core.stream.open(fd) end
+
+---@return tidepool.StreamDecoder
+function core.stream.decoder() end
+
 return core
