@@ -119,17 +119,24 @@ row("kernel", function()
     "install a newer kernel (Debian 12 has 6.1)")
 end)
 
-row("privilege", function()
+-- Whether this process has a capability, by its number.
+local function capable(number)
   local mask = (read("/proc/self/status") or ""):match("CapEff:%s*(%x+)") or "0"
-  -- CAP_SYS_ADMIN is bit 21, so bit 1 of the sixth digit from the right.
-  local digit = tonumber(mask:sub(-6, -6), 16) or 0
-  local admin = digit % 4 >= 2
+  local digit = tonumber(mask:sub(-1 - math.floor(number / 4), -1 - math.floor(number / 4)), 16) or 0
+  return bit.band(digit, bit.lshift(1, number % 4)) ~= 0
+end
+local CAP_SYS_ADMIN, CAP_SYS_RESOURCE = 21, 24
+
+row("privilege", function()
   if not root then
     return warn("not root", "the server can't be started, and some rows below could not be checked",
       "run it again with sudo")
-  elseif not admin then
+  elseif not capable(CAP_SYS_ADMIN) then
     return fail("root without CAP_SYS_ADMIN", "sandboxes can't start",
       "this is a container that forbids it: give it --privileged, or use the host")
+  elseif not capable(CAP_SYS_RESOURCE) then
+    return warn("root without CAP_SYS_RESOURCE", "a sandbox out of memory may lose its init, and stops",
+      "run the server on the host, or in a container that has it")
   end
   return ok("root")
 end)
