@@ -97,7 +97,6 @@ local function start_one(pool, index)
   local one = { pool = pool, index = index, waiting = {}, load = 0, serial = 0 }
   local handle, pid, code = uv.spawn(pool.program, {
     args = {},
-    env = { "PATH=/usr/sbin:/usr/bin:/sbin:/bin" },
     stdio = { nil, nil, 2, theirs:number() },
     detached = true, -- a Ctrl-C at the server's terminal is not for it
   }, async.guarded(function()
