@@ -196,8 +196,9 @@ end)
 describe("a disk limit", function()
   it("holds, and the sandbox says that no space is left", function()
     local box = support.sandbox({ disk = 50 * 10 ^ 6 })
-    if #(box:info().unenforced or {}) > 0 then
-      pending("needs simple quotas: " .. table.concat(box:info().unenforced, "; "))
+    local unenforced = table.concat(box:info().unenforced or {}, "; ")
+    if unenforced:find("disk limit", 1, true) then
+      pending("needs simple quotas: " .. unenforced)
       return
     end
     local result = box:exec("dd if=/dev/urandom of=/workspace/big bs=1M count=200 conv=fsync")

@@ -380,7 +380,7 @@ local function adopt_running(self)
     return nil, "the host was restarted"
   end
   local pidfd = run.pid and core.fd.pidfd(run.pid)
-  if not pidfd or host.start_time(run.pid) ~= run.start_time or async.readable(pidfd:number(), 0) then
+  if not pidfd or host.start_time(run.pid) ~= run.start_time or async.readable(pidfd:number(), 0.002) then
     return nil, "init ended while no server ran"
   end
   self.pidfd = pidfd
