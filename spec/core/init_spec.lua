@@ -3,6 +3,63 @@ local core = require("tidepool.core")
 package.path = "spec/core/?.lua;" .. package.path
 local harness = require("init_harness")
 
+describe("the codec of init's messages", function()
+  it("refuses kinds, fields and sizes that are none", function()
+    local function raises(...)
+      local ok, message = pcall(core.init.encode, ...)
+      assert.is_false(ok)
+      return message
+    end
+    assert.match("no such kind", raises("dance", 1, {}))
+    assert.match("no such kind", raises("welcome", 1, {}))
+    assert.match("argv: empty", raises("start", 1, {}))
+    assert.match("argv: list of strings", raises("start", 1, { argv = { "a", {} } }))
+    assert.match("argv: list of strings", raises("start", 1, { argv = { 5 } }))
+    assert.match("zero byte", raises("start", 1, { argv = { "a\0b" } }))
+    assert.match("cwd: has a zero byte", raises("start", 1, { argv = { "a" }, cwd = "/\0" }))
+    assert.match("env: table expected", raises("start", 1, { argv = { "a" }, env = "A=b" }))
+    assert.match("ring: number expected", raises("start", 1, { argv = { "a" }, ring = "big" }))
+    assert.match("ring: number out of range", raises("start", 1, { argv = { "a" }, ring = -1 }))
+    assert.match("out of range", raises("signal", 1, { id = 1, signal = 65 }))
+    local bytes, _, code = core.init.encode("start", 1, { argv = { ("x"):rep(5000000) } })
+    assert.same({ nil, "E2BIG" }, { bytes, code })
+  end)
+
+  it("decodes nothing that is cut or longer", function()
+    local whole = "\67\0\0\0\7\0\0\0\1\0\0\0\42\0\0\0"
+    assert.same({ type = "started", serial = 7, id = 1, pid = 42 }, core.init.decode(whole))
+    for size = 0, #whole - 1 do
+      assert.equal("EBADMSG", (select(3, core.init.decode(whole:sub(1, size)))))
+    end
+    assert.equal("EBADMSG", (select(3, core.init.decode(whole .. "x"))))
+    assert.equal("EBADMSG", (select(3, core.init.decode("\1\0\0\0\7\0\0\0"))))
+    assert.equal("EBADMSG", (select(3, core.agent.decode("\1"))))
+  end)
+
+  it("leaks nothing while the collector runs at every step", function()
+    collectgarbage("setpause", 0)
+    collectgarbage("setstepmul", 100000)
+    local argv, env = {}, {}
+    for i = 1, 300 do
+      argv[i] = "argument " .. i
+      env["NAME" .. i] = "value " .. i
+    end
+    local first = core.init.encode("start", 1, { argv = argv, env = env, user = "agent" })
+    for _ = 1, 100 do
+      assert.equal(first, core.init.encode("start", 1, { argv = argv, env = env, user = "agent" }))
+      pcall(core.init.encode, "start", 1, { argv = { "a", false } })
+      core.init.decode("\66\0\0\0\7\0\0\0\3\0\0\0\2\0\0\0\2\0\0\0no")
+    end
+    collectgarbage("setpause", 200)
+    collectgarbage("setstepmul", 200)
+  end)
+
+  it("finds no init where there is none", function()
+    assert.equal("ENOENT", (select(3, core.init.connect(uv.os_getpid()))))
+    assert.equal("ENOENT", (select(3, core.init.connect(999999999))))
+  end)
+end)
+
 describe("init", function()
   local init
 

@@ -326,9 +326,11 @@ core.init.VERSION = 1
 
 --- A request to a sandbox's init, to be sent over its channel. Descriptors that go with it: `start` the
 -- process's cgroup and then, with `attach`, a socket; `attach` a socket; `agent` a cgroup and a socket.
+-- attach: id, offset, input, lossless, follow. signal: id, signal. forget: id. agent: user. connect: family
+-- (4 or 6), port. shutdown: grace (milliseconds).
 ---@param kind "hello"|"start"|"attach"|"signal"|"list"|"forget"|"agent"|"connect"|"shutdown"
 ---@param serial integer comes back with the answer; not 0
----@param fields? tidepool.InitStart|table attach: id, offset, input, lossless, follow. signal: id, signal. forget: id. agent: user. connect: family (4, 6), port. shutdown: grace (milliseconds)
+---@param fields? tidepool.InitStart|table
 ---@return string? bytes
 ---@return string? message
 ---@return string? code "E2BIG": longer than a frame
@@ -355,9 +357,12 @@ function core.init.connect(pid) end
 core.agent = {}
 
 --- A request to a file agent. Relative paths are in /workspace; a mode left out is 0644, 0755 or what is there.
+-- All but write, commit and abort have a path. begin: mode, append, exclusive. write: offset, data. commit:
+-- size, mtime (seconds). list: recursive. stat: follow. mkdir: mode, parents. remove: recursive. rename: to.
+-- chmod: mode. symlink: target. times: mtime.
 ---@param op "open"|"begin"|"write"|"commit"|"abort"|"list"|"stat"|"mkdir"|"remove"|"rename"|"chmod"|"symlink"|"times"
 ---@param serial integer
----@param fields? table path; begin: mode, append, exclusive. write: offset, data. commit: size, mtime (seconds). list: recursive. stat: follow. mkdir: mode, parents. remove: recursive. rename: to. chmod: mode. symlink: target. times: mtime
+---@param fields? table
 ---@return string? bytes
 ---@return string? message
 ---@return string? code "EMSGSIZE"
