@@ -47,9 +47,11 @@ local function names(path)
   return list
 end
 
+-- The free space but for a twentieth: a pool that outgrows its disk gets write errors and turns
+-- read-only, and the host needs room too.
 local function default_size(state)
   local stat = uv.fs_statfs(state)
-  local free = stat and stat.bavail * stat.bsize or 0
+  local free = stat and math.floor(stat.bavail * stat.bsize * 0.95) or 0
   return math.max(10 * GiB, free - free % 4096)
 end
 
