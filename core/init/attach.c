@@ -257,9 +257,9 @@ static void interest(struct attachment *attachment) {
     source_want_hangup(&attachment->source);
 }
 
-/* The reader has gone. What it wrote before, and stdin had no room for, still counts. */
+/* The reader has gone. What it wrote before still counts: read on to its end. */
 static void lose_reader(struct attachment *attachment) {
-  if (attachment->input_done || !input_waits(attachment)) {
+  if (attachment->input_done || !takes_input(attachment)) {
     attach_close(attachment);
     return;
   }
