@@ -181,6 +181,9 @@ end
 -- How many times better ours is: what a peer needs over what we need, or for a rate the inverse.
 local function ratio(result, peer)
   local ours = (result.with_destroy or result.ours).median
+  if ours <= 0 or peer.median <= 0 then
+    return "?" -- less than what can be told from the machine's noise
+  end
   local factor = result.worst == "low" and ours / peer.median or peer.median / ours
   return string.format("%.1fx", factor)
 end
