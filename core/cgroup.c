@@ -5,6 +5,7 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <stdio.h>
+#include <stdlib.h>
 #include <string.h>
 #include <sys/mount.h>
 #include <sys/stat.h>
@@ -45,6 +46,69 @@ int tp_cgroup_populated(int directory, struct tp_error *err) {
     return tp_fail(err, errno, "read cgroup.events");
   text[got] = '\0';
   return strstr(text, "populated 1") != NULL;
+}
+
+static int read_members(int directory, char **text, struct tp_error *err) {
+  TP_CLOSE int fd = openat(directory, "cgroup.procs", O_RDONLY | O_CLOEXEC);
+  if (fd < 0)
+    return tp_fail(err, errno, "open cgroup.procs");
+  size_t size = 4096, length = 0;
+  TP_FREE char *bytes = malloc(size);
+  for (;;) {
+    if (!bytes)
+      return tp_fail(err, ENOMEM, "read cgroup.procs");
+    ssize_t got = read(fd, bytes + length, size - length - 1);
+    if (got < 0)
+      return tp_fail(err, errno, "read cgroup.procs");
+    if (got == 0)
+      break;
+    length += (size_t)got;
+    if (size - length < 64)
+      bytes = realloc(bytes, size *= 2);
+  }
+  bytes[length] = '\0';
+  *text = bytes;
+  bytes = NULL;
+  return 0;
+}
+
+static bool is_member(const char *members, pid_t pid) {
+  for (char *end; *members; members = *end ? end + 1 : end)
+    if (strtol(members, &end, 10) == pid)
+      return true;
+  return false;
+}
+
+/* A pid read from cgroup.procs may be another process's by now. One that is still a member after its
+ * pidfd was opened is the process that the pidfd stands for. */
+static int signal_member(int directory, pid_t pid, int signal, struct tp_error *err) {
+  TP_CLOSE int pidfd = (int)syscall(SYS_pidfd_open, pid, 0);
+  if (pidfd < 0)
+    return errno == ESRCH ? 0 : tp_fail(err, errno, "open pidfd");
+  TP_FREE char *now = NULL;
+  if (read_members(directory, &now, err) < 0)
+    return -1;
+  if (is_member(now, pid) && syscall(SYS_pidfd_send_signal, pidfd, signal, NULL, 0) < 0 &&
+      errno != ESRCH)
+    return tp_fail(err, errno, "signal process");
+  return 0;
+}
+
+int tp_cgroup_signal(int directory, int signal, struct tp_error *err) {
+  TP_FREE char *members = NULL;
+  if (read_members(directory, &members, err) < 0)
+    return -1;
+  char *at = members;
+  while (*at) {
+    char *end;
+    pid_t pid = (pid_t)strtol(at, &end, 10);
+    if (end == at)
+      break;
+    if (pid > 0 && signal_member(directory, pid, signal, err) < 0)
+      return -1;
+    at = *end ? end + 1 : end;
+  }
+  return 0;
 }
 
 static void pause_shortly(void) {

@@ -14,6 +14,10 @@ int tp_cgroup_leaf(int parent, const char *name, uid_t owner, struct tp_error *e
 /* Kill all that is in the v2 group behind `directory`, and below. */
 int tp_cgroup_kill(int directory, struct tp_error *err);
 
+/* Send a signal to each process in the group; never to one that has left it. For SIGKILL there is
+ * tp_cgroup_kill, which misses none. */
+int tp_cgroup_signal(int directory, int signal, struct tp_error *err);
+
 /* 1 when some process is in the v2 group or below, 0, -1. */
 int tp_cgroup_populated(int directory, struct tp_error *err);
 

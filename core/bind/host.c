@@ -50,6 +50,15 @@ static int l_kill(lua_State *L) {
   return 1;
 }
 
+/* core.cgroup.signal(directory, signal) -> true | nil, message, code */
+static int l_signal(lua_State *L) {
+  struct tp_error err;
+  if (tp_cgroup_signal(tp_check_fd(L, 1), (int)luaL_checkinteger(L, 2), &err) < 0)
+    return tp_lua_fail(L, &err);
+  lua_pushboolean(L, 1);
+  return 1;
+}
+
 /* core.cgroup.populated(directory) -> boolean | nil, message, code */
 static int l_populated(lua_State *L) {
   struct tp_error err;
@@ -78,6 +87,6 @@ int tp_open_seccomp(lua_State *L) {
 
 int tp_open_cgroup(lua_State *L) {
   static const luaL_Reg functions[] = {
-      {"leaf", l_leaf}, {"kill", l_kill}, {"populated", l_populated}, {NULL, NULL}};
+      {"leaf", l_leaf}, {"kill", l_kill}, {"signal", l_signal}, {"populated", l_populated}, {NULL, NULL}};
   return open_table(L, functions);
 }

@@ -295,6 +295,14 @@ function core.cgroup.leaf(directory, name, uid) end
 ---@return string? code
 function core.cgroup.kill(directory) end
 
+--- Sends a signal to each process in the group, never to one that has left it.
+---@param directory tidepool.Fd|integer
+---@param signal integer
+---@return true? done
+---@return string? message
+---@return string? code "ENOENT"
+function core.cgroup.signal(directory, signal) end
+
 --- Whether a process is in the group or below.
 ---@param directory tidepool.Fd|integer
 ---@return boolean? populated
