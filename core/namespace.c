@@ -53,14 +53,6 @@ int tp_step_idmaps(struct tp_run *run, const struct tp_step *step, struct tp_err
   return write_child_file(run, "uid_map", map, err);
 }
 
-/* oom POINTS: how gladly the kernel kills the child when memory is out, as a negative number of
- * points. After `exec`: before it the child shares its memory, and so this score, with us. */
-int tp_step_oom(struct tp_run *run, const struct tp_step *step, struct tp_error *err) {
-  char score[32];
-  snprintf(score, sizeof score, "-%u", (unsigned)step->args[0].number);
-  return write_child_file(run, "oom_score_adj", score, err);
-}
-
 /* identity: root of the new user namespace, in a session of its own. */
 int tp_step_identity(struct tp_run *run, const struct tp_step *step, struct tp_error *err) {
   (void)run, (void)step;

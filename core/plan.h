@@ -34,7 +34,7 @@
   /* namespaces and the process: namespace.c, spawn.c */                                           \
   X(clone, "cnd") X(idmaps, "nn") X(child, "") X(join, "p") X(identity, "") X(joined, "")           \
   X(unshare, "c") X(hostname, "s") X(loopback, "") X(listen, "dp")                                   \
-  X(rlimit, "nnn") X(exec, "pd") X(oom, "n")                                                       \
+  X(rlimit, "nnn") X(exec, "pd")                                                                   \
   /* control groups: cgroup.c */                                                                   \
   X(group, "pn") X(dynmods, "") X(killgroup, "p") X(ungroup, "p")                                                \
   /* storage: btrfs.c, loop.c */                                                                   \

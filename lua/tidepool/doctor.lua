@@ -125,7 +125,7 @@ local function capable(number)
   local digit = tonumber(mask:sub(-1 - math.floor(number / 4), -1 - math.floor(number / 4)), 16) or 0
   return bit.band(digit, bit.lshift(1, number % 4)) ~= 0
 end
-local CAP_SYS_ADMIN, CAP_SYS_RESOURCE = 21, 24
+local CAP_SYS_ADMIN = 21
 
 row("privilege", function()
   if not root then
@@ -134,9 +134,6 @@ row("privilege", function()
   elseif not capable(CAP_SYS_ADMIN) then
     return fail("root without CAP_SYS_ADMIN", "sandboxes can't start",
       "this is a container that forbids it: give it --privileged, or use the host")
-  elseif not capable(CAP_SYS_RESOURCE) then
-    return warn("root without CAP_SYS_RESOURCE", "a sandbox out of memory may lose its init, and stops",
-      "run the server on the host, or in a container that has it")
   end
   return ok("root")
 end)

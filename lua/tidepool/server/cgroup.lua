@@ -102,12 +102,6 @@ local function prepare(root, wanted)
   return path
 end
 
--- Lowering oom_score_adj below what we were born with takes CAP_SYS_RESOURCE (bit 24).
-local function may_protect_init()
-  local effective = (read_file("/proc/self/status") or ""):match("CapEff:%s*%x*(%x%x)%x%x%x%x%x%x%s")
-  return effective and tonumber(effective, 16) % 2 == 1
-end
-
 --- Prepares the groups of one server. Returns { mode, unenforced, ... } | nil, message, code.
 function cgroup.open(instance)
   local self = cgroup.detect()
@@ -134,9 +128,6 @@ function cgroup.open(instance)
     if not below then
       self.unenforced[#self.unenforced + 1] = costs[name] .. (why and " (" .. why .. ")" or "")
     end
-  end
-  if not may_protect_init() then
-    table.insert(self.unenforced, "sparing init when memory is out: the server lacks CAP_SYS_RESOURCE")
   end
   return self
 end
@@ -254,10 +245,9 @@ end
 
 --- Sends a signal to each process of the group; for SIGKILL there is `kill`, which misses none.
 function cgroup.signal(self, path, signal)
-  for pid in (read_file(cgroup.directory(self, path) .. "/cgroup.procs") or ""):gmatch("%d+") do
-    uv.kill(tonumber(pid), signal)
-  end
-  return true
+  return with_directory(self, path, function(fd)
+    return core.cgroup.signal(fd, signal)
+  end)
 end
 
 local function set_frozen(self, path, value)

@@ -152,7 +152,6 @@ function container.plan(spec)
     { "mount?", "cgroup2", "/sys/fs/cgroup", "cgroup2", "ro,nosuid,nodev,noexec", "" },
     { "rlimit?", 7, 1024, 524288 }, -- RLIMIT_NOFILE
     { "exec", own .. "/init", slot.socket },
-    { "oom?", 1000 },
   })
   return plan
 end
