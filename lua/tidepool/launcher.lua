@@ -76,6 +76,11 @@ end
 ---@return integer status
 function launcher.main(arg)
   local verb = arg[1] or "help"
+  if verb == "serve" and arg[2] == "--daemon" then
+    -- It outlives the client that starts it, whose files, pipes and sockets it must not hold open.
+    -- Before anything of ours opens one.
+    require("tidepool.core").fd.close_from(3)
+  end
   local groups = needs[verb]
   if groups == nil then
     groups = {}

@@ -107,6 +107,33 @@ describe("a server that is killed", function()
   end)
 end)
 
+describe("a server that a client starts", function()
+  it("holds none of the client's descriptors (core.fd.close_from), and leads a session of its own", function()
+    local server = support.server()
+    local inherited = support.run({
+      "sh", "-c", 'exec 9</etc/os-release; exec "$0" info --json',
+      require("tidepool.paths").launcher(),
+      env = { "PATH=" .. os.getenv("PATH"), "TIDEPOOL_STATE=" .. server.state, "TIDEPOOL_RUN=" .. server.run,
+        "TIDEPOOL_BUILD=" .. require("tidepool.paths").build() },
+    })
+    assert.equal(0, inherited.code, inherited.stderr)
+    local pid = server:pid()
+    local held = support.run({ "sh", "-c", "readlink /proc/" .. pid .. "/fd/*" }).stdout
+    assert.is_nil(held:find("os-release", 1, true))
+    assert.equal(pid, tonumber(support.run({ "ps", "-o", "sid=", "-p", tostring(pid) }).stdout))
+  end)
+
+  it("removes what an image job of an earlier server left", function()
+    local server = support.server()
+    server:kill()
+    assert(uv.fs_mkdir(server.state .. "/work-left", 448))
+    server:pid()
+    assert(support.eventually(function()
+      return not uv.fs_stat(server.state .. "/work-left")
+    end, 5))
+  end)
+end)
+
 describe("a sandbox whose init is killed", function()
   it("is reported stopped with the reason, keeps its files, and opens again", function()
     local server = support.server()

@@ -3,6 +3,7 @@
 -- The work is done by programs outside the server; a failure or a killed server leaves a staged
 -- subvolume, which is swept, never an image.
 local uv = require("luv")
+local async = require("tidepool.async")
 local image = require("tidepool.image")
 local log = require("tidepool.server.log")
 
@@ -31,6 +32,24 @@ function images.load(server)
   for name in pairs(stored) do
     log.warn("image_unknown", { image = name }) -- committed, not written down: the server was killed between
     server.storage:remove_image(name)
+  end
+end
+
+--- Deletes the temporary files of jobs that ended with an earlier server. In the background.
+function images.sweep(server)
+  local command = { "rm", "-rf", "--one-file-system" }
+  local scan = uv.fs_scandir(server.directory)
+  while scan do
+    local name = uv.fs_scandir_next(scan)
+    if not name then
+      break
+    end
+    if name:find("^work%-") then
+      command[#command + 1] = server.directory .. "/" .. name
+    end
+  end
+  if #command > 3 then
+    async.spawn(async.command, command)
   end
 end
 

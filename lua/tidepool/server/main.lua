@@ -129,6 +129,9 @@ function Server:shutdown(reason)
   for connection in pairs(self.connections) do
     connection:close("server is shutting down")
   end
+  if self:info().running == 0 then
+    cgroup.close(self.cgroups)
+  end
   self.done:set(true)
 end
 
@@ -221,6 +224,7 @@ local function start(self)
   self.spawners:on_exit(function(pid, status)
     self.exits[pid] = status
   end)
+  images.sweep(self)
   images.load(self)
   adopt(self)
   for name in pairs(self.images) do

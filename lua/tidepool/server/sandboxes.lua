@@ -61,9 +61,7 @@ end
 local function release(self, base)
   cgroup.kill(self.server.cgroups, key(self))
   cgroup.remove(self.server.cgroups, key(self))
-  if base then
-    self.server.ids:release(base)
-  end
+  self.server.ids:release(base)
 end
 
 -- The run has ended, however it did: wake all who wait, write it down, unmake the rest.
@@ -84,7 +82,7 @@ local function ended(self, reason)
     self.link:close()
     self.link = nil
   end
-  release(self, run and run.base)
+  release(self, run.base)
   record(self, "stopped", reason, nil)
   processes.lost(self, reason)
   log.info("sandbox_stopped", { sandbox = self.name, reason = reason })
@@ -162,6 +160,7 @@ local function start(self)
     init = server.tools .. "/tidepool-init",
     filter = server.filter,
     nonce = unhex(nonce),
+    machine_id = self.spec.machine_id,
   })
   if not made then
     release(self, base)
@@ -220,6 +219,7 @@ function sandboxes.create(server, params)
     return nil, "no such image: " .. params.image .. " (image ls lists them, image build makes one)", "ENOIMAGE"
   end
   local spec = resolve_limits(params)
+  spec.machine_id = random.hex(16)
   local created = os.time()
   local id = server.state:add_sandbox(params.name, params.image, spec, created)
   local self = new(server, { id = id, name = params.name, image = params.image, spec = spec, created = created, state = "creating" })
@@ -405,10 +405,10 @@ function sandboxes.adopt(server, row)
     ended(self, reason)
   elseif row.state == "starting" then
     -- Its init may be there, but nobody wrote down which: end it by its cgroup.
-    release(self, nil)
+    container.destroy(server.spawners, server.cgroups, key(self))
     record(self, "stopped", "the server ended while it started", nil)
   elseif row.state == "creating" or row.state == "destroying" then
-    release(self, nil)
+    container.destroy(server.spawners, server.cgroups, key(self))
     local ok, message = unmake(self)
     log.info("sandbox_unmade", { sandbox = self.name, state = row.state, message = ok and "" or message })
   end
