@@ -275,11 +275,11 @@ function handlers.wait_port(server, params)
   end
   local left, pause = params.timeout, 0.005
   while true do
-    if not sandbox.link then
-      return nil, "sandbox is not running: " .. params.name, "ESTOPPED"
-    end
     for _, family in ipairs({ 4, 6 }) do
-      local reply, fds = sandbox.link and sandbox.link:request("connect", { family = family, port = params.port }, nil, 5)
+      if not sandbox.link then
+        return nil, "sandbox is not running: " .. params.name, "ESTOPPED"
+      end
+      local reply, fds = sandbox.link:request("connect", { family = family, port = params.port }, nil, 5)
       if reply then
         transport.close_all(fds)
         return true

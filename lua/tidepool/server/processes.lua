@@ -399,7 +399,7 @@ function processes.adopt(sandbox)
     return nil, message, code
   end
   for _, entry in ipairs(list) do
-    local process = register(sandbox, from_listing(entry))
+    register(sandbox, from_listing(entry))
     if not entry.running then
       processes.on_exit(sandbox, entry)
     end
