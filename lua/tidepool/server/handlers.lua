@@ -9,7 +9,7 @@ local transport = require("tidepool.transport")
 
 local handlers = {}
 
-local function find(server, params)
+local function sandbox_of(server, params)
   local sandbox = server.sandboxes[params.name]
   if not sandbox then
     return nil, "no such sandbox: " .. params.name, "ENOSANDBOX"
@@ -17,35 +17,47 @@ local function find(server, params)
   return sandbox
 end
 
---- The sandbox of params.name, running.
+-- The sandbox, started when it isn't running.
 local function running(server, params)
-  local sandbox, message, code = find(server, params)
+  local sandbox, message, code = sandbox_of(server, params)
   if not sandbox then
     return nil, message, code
   end
   local awake
   awake, message, code = sandbox:wake()
-  if not awake then
-    return nil, message, code
-  end
-  return sandbox
+  return awake and sandbox, message, code
 end
 
 local function process_of(server, params)
-  local sandbox, message, code = find(server, params)
+  local sandbox, message, code = sandbox_of(server, params)
   if not sandbox then
     return nil, message, code
   end
   return processes.find(sandbox, params.process)
 end
 
-function handlers.create(server, params)
-  local sandbox, message, code = sandboxes.create(server, params)
-  if not sandbox then
+-- A handler of what `find(server, params)` gives: fn(found, params, fds).
+local function with(find, fn)
+  return function(server, params, fds)
+    local found, message, code = find(server, params)
+    if not found then
+      return nil, message, code
+    end
+    return fn(found, params, fds)
+  end
+end
+
+-- What a client is told of a process, or why there is none.
+local function described(process, message, code)
+  if not process then
     return nil, message, code
   end
-  return sandbox:info(false)
+  return processes.describe(process)
 end
+
+handlers.create = with(sandboxes.create, function(sandbox)
+  return sandbox:info(false)
+end)
 
 function handlers.open(server, params)
   local sandbox, created, code = sandboxes.open(server, params)
@@ -57,14 +69,19 @@ function handlers.open(server, params)
   return info
 end
 
+local function has_labels(sandbox, wanted)
+  for label, value in pairs(wanted or {}) do
+    if sandbox.spec.labels[label] ~= value then
+      return false
+    end
+  end
+  return true
+end
+
 function handlers.ls(server, params)
   local list = {}
   for _, sandbox in pairs(server.sandboxes) do
-    local wanted = true
-    for label, value in pairs(params.labels or {}) do
-      wanted = wanted and (sandbox.spec.labels or {})[label] == value
-    end
-    if wanted then
+    if has_labels(sandbox, params.labels) then
       list[#list + 1] = sandbox:info(false)
     end
   end
@@ -78,195 +95,140 @@ function handlers.info(server, params)
   if not params.name then
     return server:info()
   end
-  local sandbox, message, code = find(server, params)
+  local sandbox, message, code = sandbox_of(server, params)
   if not sandbox then
     return nil, message, code
   end
   return sandbox:info(true)
 end
 
-function handlers.stop(server, params)
-  local sandbox, message, code = find(server, params)
-  if not sandbox then
-    return nil, message, code
-  end
-  local ok
-  ok, message, code = sandbox:stop(params.grace)
+handlers.stop = with(sandbox_of, function(sandbox, params)
+  local ok, message, code = sandbox:stop(params.grace)
   if not ok then
     return nil, message, code
   end
   return sandbox:info(false)
-end
+end)
 
-function handlers.destroy(server, params)
-  local sandbox, message, code = find(server, params)
-  if not sandbox then
-    return nil, message, code
-  end
+handlers.destroy = with(sandbox_of, function(sandbox)
   return sandbox:destroy()
-end
+end)
 
-function handlers.exec(server, params, fds)
-  local sandbox, message, code = running(server, params)
-  if not sandbox then
-    return nil, message, code
-  end
-  local process
-  process, message, code = processes.start(sandbox, params, fds)
+handlers.exec = with(running, function(sandbox, params, fds)
+  local process, message, code = processes.start(sandbox, params, fds)
   transport.close_all(fds) -- init has the socket: its end must be the only one
   if not process then
     return nil, message, code
   end
-  process, message, code = processes.wait(process)
-  if not process then
-    return nil, message, code
+  return described(processes.wait(process))
+end)
+
+handlers.start = with(running, function(sandbox, params, fds)
+  return described(processes.start(sandbox, params, fds))
+end)
+
+-- What the last stop wrote down. Whatever ran then does not any more.
+local function saved(sandbox)
+  local list = {}
+  for _, entry in pairs(spill.index(sandbox)) do
+    entry.status = entry.status == "running" and "lost" or entry.status
+    list[#list + 1] = entry
   end
-  return processes.describe(process)
+  return list
 end
 
-function handlers.start(server, params, fds)
-  local sandbox, message, code = running(server, params)
-  if not sandbox then
-    return nil, message, code
-  end
-  local process
-  process, message, code = processes.start(sandbox, params, fds)
-  if not process then
-    return nil, message, code
-  end
-  return processes.describe(process)
-end
-
-function handlers.ps(server, params)
-  local sandbox, message, code = find(server, params)
-  if not sandbox then
-    return nil, message, code
-  end
+local function live(sandbox)
   processes.refresh(sandbox)
   local list = {}
   for _, process in pairs(sandbox.processes.by_id) do
-    if not process.lost then
-      list[#list + 1] = processes.describe(process)
-    end
+    list[#list + 1] = processes.describe(process)
   end
-  if sandbox.state ~= "running" then
-    list = {}
-    for _, entry in pairs(spill.index(sandbox)) do
-      entry.status = entry.status == "running" and "lost" or entry.status
-      list[#list + 1] = entry
-    end
-  end
+  return list
+end
+
+handlers.ps = with(sandbox_of, function(sandbox)
+  local list = sandbox.state == "running" and live(sandbox) or saved(sandbox)
   table.sort(list, function(a, b)
     return a.id < b.id
   end)
   return list
-end
+end)
 
-local function attach(server, params, fds)
-  local process, message, code = process_of(server, params)
-  if not process then
-    return nil, message, code
-  end
-  process, message, code = processes.attach(process, params, fds)
-  if not process then
-    return nil, message, code
-  end
-  return processes.describe(process)
-end
+handlers.attach = with(process_of, function(process, params, fds)
+  return described(processes.attach(process, params, fds))
+end)
 
-function handlers.attach(server, params, fds)
-  return attach(server, params, fds)
-end
-
-function handlers.logs(server, params, fds)
-  local sandbox, message, code = find(server, params)
-  if not sandbox then
-    return nil, message, code
+handlers.logs = with(sandbox_of, function(sandbox, params, fds)
+  local process = sandbox.state == "running" and processes.find(sandbox, params.process)
+  if process then
+    return described(processes.attach(process, params, fds))
   end
-  if sandbox.state == "running" and processes.find(sandbox, params.process) then
-    return attach(server, params, fds)
-  end
-  -- It is stopped, or was since: what the last stop wrote down.
-  local fd, entry, why = spill.open(sandbox, params.process)
+  local fd, entry, code = spill.open(sandbox, params.process)
   if not fd then
-    return nil, entry, why
+    return nil, entry, code
   end
   entry.saved = true
   return entry, nil, nil, { fd }
-end
+end)
 
 local SIGNALS = {
   HUP = 1, INT = 2, QUIT = 3, ABRT = 6, KILL = 9, USR1 = 10, USR2 = 12, PIPE = 13, ALRM = 14, TERM = 15,
   CHLD = 17, CONT = 18, STOP = 19, TSTP = 20, TTIN = 21, TTOU = 22, WINCH = 28,
 }
 
-function handlers.signal(server, params)
+handlers.signal = with(process_of, function(process, params)
   local number = tonumber(params.signal) or SIGNALS[params.signal:upper():gsub("^SIG", "")]
   if not number or number < 1 or number > 64 or number ~= math.floor(number) then
     return nil, "unknown signal: " .. params.signal, "EINVAL"
   end
-  local process, message, code = process_of(server, params)
-  if not process then
-    return nil, message, code
-  end
   if process.kind or not process.sandbox.link then
     return nil, "process has ended: " .. params.process, "ESRCH"
   end
-  local ok
-  ok, message, code = process.sandbox.link:request("signal", { id = process.id, signal = number }, nil, 5)
-  if not ok then
-    return nil, message, code
-  end
-  return true
-end
+  local ok, message, code = process.sandbox.link:request("signal", { id = process.id, signal = number }, nil, 5)
+  return ok and true, message, code
+end)
 
-function handlers.kill(server, params)
-  local process, message, code = process_of(server, params)
-  if not process then
-    return nil, message, code
-  end
-  process, message, code = processes.kill(process, params.grace)
-  if not process then
-    return nil, message, code
-  end
-  return processes.describe(process)
-end
+handlers.kill = with(process_of, function(process, params)
+  return described(processes.kill(process, params.grace))
+end)
 
-function handlers.wait(server, params)
-  local sandbox, message, code = find(server, params)
+local function process_to_wait_for(server, params)
+  local sandbox, message, code = sandbox_of(server, params)
   if not sandbox then
     return nil, message, code
-  end
-  local process
-  if params.key then
-    process = sandbox.processes.by_key[params.key]
-    if not process then
-      return nil, "no process of that key in " .. sandbox.name, "ENOPROCESS"
-    end
   elseif params.process then
-    process, message, code = processes.find(sandbox, params.process)
-    if not process then
-      return nil, message, code
-    end
-  else
+    return processes.find(sandbox, params.process)
+  elseif not params.key then
     return nil, "wait: process is missing", "EINVAL"
   end
-  process, message, code = processes.wait(process, params.timeout, params.deadline)
+  local process = sandbox.processes.by_key[params.key]
   if not process then
-    return nil, message, code
+    return nil, "no process of that key in " .. sandbox.name, "ENOPROCESS"
   end
-  return processes.describe(process)
+  return process
 end
 
-function handlers.wait_port(server, params)
-  local sandbox, message, code = find(server, params)
-  if not sandbox then
-    return nil, message, code
+handlers.wait = with(process_to_wait_for, function(process, params)
+  return described(processes.wait(process, params.timeout, params.deadline))
+end)
+
+-- Whether something accepts connections on the port, over IPv4 or IPv6.
+local function is_open(link, port)
+  for _, family in ipairs({ 4, 6 }) do
+    local reply, fds = link:request("connect", { family = family, port = port }, nil, 5)
+    if reply then
+      transport.close_all(fds)
+      return true
+    end
   end
+  return false
+end
+
+handlers.wait_port = with(sandbox_of, function(sandbox, params)
   if params.port < 1 or params.port > 65535 then
     return nil, "not a port: " .. params.port, "EINVAL"
   end
-  local process
+  local process, message, code
   if params.process then
     process, message, code = processes.find(sandbox, params.process)
     if not process then
@@ -275,34 +237,21 @@ function handlers.wait_port(server, params)
   end
   local left, pause = params.timeout, 0.005
   while true do
-    for _, family in ipairs({ 4, 6 }) do
-      if not sandbox.link then
-        return nil, "sandbox is not running: " .. params.name, "ESTOPPED"
-      end
-      local reply, fds = sandbox.link:request("connect", { family = family, port = params.port }, nil, 5)
-      if reply then
-        transport.close_all(fds)
-        return true
-      end
-    end
-    if process and process.exited:is_set() then
+    if not sandbox.link then
+      return nil, "sandbox is not running: " .. params.name, "ESTOPPED"
+    elseif is_open(sandbox.link, params.port) then
+      return true
+    elseif process and process.exited:is_set() then
       return nil, ("%s ended before port %d was open"):format(params.process, params.port), "ESRCH"
-    end
-    if left <= 0 then
+    elseif left <= 0 then
       return nil, ("port %d is not open after %g s"):format(params.port, params.timeout), "ETIMEDOUT"
     end
     async.sleep(math.min(pause, left))
     left, pause = left - pause, math.min(pause * 1.5, 0.25)
   end
-end
+end)
 
-function handlers.forget(server, params)
-  local process, message, code = process_of(server, params)
-  if not process then
-    return nil, message, code
-  end
-  return processes.forget(process)
-end
+handlers.forget = with(process_of, processes.forget)
 
 function handlers.agent(server, params, fds)
   if not fds or not fds[1] then
@@ -315,23 +264,18 @@ function handlers.agent(server, params, fds)
   return processes.agent(sandbox, params.user, fds[1])
 end
 
-local function reporter(connection, id)
-  return function(line)
-    connection:notify("progress", { id, line })
+-- A job on images, whose lines of progress go to the connection that asked for it.
+local function job(run)
+  return function(server, params, _, connection, id)
+    return run(server, params, function(line)
+      connection:notify("progress", { id, line })
+    end)
   end
 end
 
-function handlers.image_build(server, params, _, connection, id)
-  return images.build(server, params, reporter(connection, id))
-end
-
-function handlers.image_import(server, params, _, connection, id)
-  return images.import(server, params, reporter(connection, id))
-end
-
-function handlers.image_pull(server, params, _, connection, id)
-  return images.pull(server, params, reporter(connection, id))
-end
+handlers.image_build = job(images.build)
+handlers.image_import = job(images.import)
+handlers.image_pull = job(images.pull)
 
 function handlers.image_ls(server)
   return images.list(server)
