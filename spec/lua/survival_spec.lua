@@ -123,6 +123,18 @@ describe("a server that a client starts", function()
     assert.equal(pid, tonumber(support.run({ "ps", "-o", "sid=", "-p", tostring(pid) }).stdout))
   end)
 
+  it("is started anew while an earlier one still goes down", function()
+    local server = support.server()
+    for _ = 1, 10 do
+      local pid = server:pid()
+      assert(server.client:call("shutdown", {}))
+      -- The old one may still take a call or two.
+      assert(support.eventually(function()
+        return server:pid() ~= pid
+      end, 10))
+    end
+  end)
+
   it("removes what an image job of an earlier server left", function()
     local server = support.server()
     server:kill()

@@ -48,7 +48,8 @@ local function environment_of(self)
   return list
 end
 
--- Starts a server that outlives us; returns a function that tells how it ended, if it has.
+-- Starts a server that outlives us; returns a function that tells how it ended, if it has: what it
+-- said, and whether another server had the state directory. Called with true it tidies up.
 local function start_server(self)
   local errors = os.tmpname()
   local stderr = assert(core.fd.open(errors, "wct", 384))
@@ -74,9 +75,8 @@ local function start_server(self)
   return function(final)
     if final then
       os.remove(errors)
-    end
-    if ended and ended.code ~= client.ALREADY then
-      return (read_file(errors):gsub("%s+$", ""))
+    elseif ended then
+      return (read_file(errors):gsub("%s+$", "")), ended.code == client.ALREADY
     end
   end
 end
@@ -113,8 +113,15 @@ local function open_channel(self)
       failure(true)
       return channel
     end
-    local text = failure()
-    if text then
+    local text, already = failure()
+    if already then
+      -- The other one may be coming up, or going down: then nobody else would start the next.
+      failure(true)
+      failure, why = start_server(self)
+      if not failure then
+        return nil, why, "ENOSERVER"
+      end
+    elseif text then
       failure(true)
       return nil, "the server did not start: " .. (text ~= "" and text or "see " .. self.state .. "/server.log"), "ENOSERVER"
     end

@@ -69,7 +69,8 @@ local function ended(self, reason)
   if self.gone:is_set() then
     return
   end
-  local run = self.run
+  local run, broken = self.run, self.link
+  self.link = nil
   if self.watch then
     self.watch:close()
     self.watch = nil
@@ -78,12 +79,18 @@ local function ended(self, reason)
     self.pidfd:close()
     self.pidfd = nil
   end
-  if self.link then
-    self.link:close()
-    self.link = nil
+  if broken then
+    broken:close()
+  end
+  if run.pid then
+    self.server:forget_exit(run.pid)
   end
   release(self, run.base)
-  record(self, "stopped", reason, nil)
+  local ok, message = pcall(record, self, "stopped", reason, nil)
+  if not ok then -- a full disk, say: the next server finds no init and says so; who waits must not wait for it
+    log.error("state_not_written", { sandbox = self.name, message = message })
+    self.state, self.reason, self.run = "stopped", reason, nil
+  end
   processes.lost(self, reason)
   log.info("sandbox_stopped", { sandbox = self.name, reason = reason })
   self.gone:set(reason)
@@ -117,15 +124,46 @@ local function watch(self, pid)
   end)
 end
 
+-- Ends the run, if there is one: TERM, `grace` seconds, KILL. Called with the lock held.
+local function end_run(self, grace, reason)
+  if not self.watch then
+    return true
+  end
+  self.stopping = reason
+  if grace > 0 and self.link then
+    spill.save(self)
+    if self.link and self.link:request("shutdown", { grace = math.floor(grace * 1000) }, nil, 5) then
+      self.gone:wait(grace + 2)
+    end
+  end
+  if not self.gone:is_set() then
+    cgroup.kill(self.server.cgroups, key(self))
+    if not self.gone:wait(10) then
+      self.stopping = nil
+      return nil, self.name .. ": its processes do not end", "EBUSY"
+    end
+  end
+  return true
+end
+
+local MEND_AFTER = 0.5 -- seconds; when init has ended its pidfd says so before
+
+local mend
+
 local function connect(self)
-  local opened, message, code = link.open(self.run.pid, unhex(self.run.nonce), {
+  local opened, message, code
+  opened, message, code = link.open(self.run.pid, unhex(self.run.nonce), {
     on_exit = function(event)
       processes.on_exit(self, event)
     end,
     on_close = function(why, why_code)
-      if self.state == "running" and not self.gone:is_set() then
-        log.warn("link_closed", { sandbox = self.name, message = why, code = why_code })
+      if not opened or self.link ~= opened or self.stopping then
+        return -- it never was ours, or the run ends
       end
+      log.warn("link_closed", { sandbox = self.name, message = why, code = why_code })
+      async.after(MEND_AFTER, function()
+        async.spawn(self.lock.with, self.lock, mend, self)
+      end)
     end,
   })
   if not opened then
@@ -168,15 +206,14 @@ local function start(self)
     return nil, message, code
   end
 
+  server:expect_exit(made.pid)
   self.pidfd = made.pidfd
   self.run.pid, self.run.start_time = made.pid, host.start_time(made.pid)
   watch(self, made.pid)
   local ok
   ok, message, code = connect(self)
   if not ok then
-    self.stopping = "start failed: " .. message
-    cgroup.kill(server.cgroups, key(self))
-    self.gone:wait(5)
+    end_run(self, 0, "start failed: " .. message)
     return nil, message, code
   end
   record(self, "running", nil, self.run)
@@ -273,19 +310,13 @@ function Sandbox:wake()
     if self.destroyed then
       return nil, "sandbox was destroyed: " .. self.name, "ENOSANDBOX"
     end
-    if self.state == "running" then
-      if self.link and not self.link:is_closed() then
-        return true
-      end
-      local linked, why = connect(self) -- the link broke, init may be well
-      if linked then
-        return true
-      end
-      self.stopping = "init does not answer: " .. why
-      cgroup.kill(self.server.cgroups, key(self))
-      self.gone:wait(5)
+    local ok, message, code = mend(self)
+    if not ok then
+      return nil, message, code
+    elseif self.state == "running" then
+      return true
     end
-    local ok, message, code = start(self)
+    ok, message, code = start(self)
     if not ok then
       return nil, "start " .. self.name .. ": " .. message, code
     end
@@ -294,25 +325,21 @@ function Sandbox:wake()
   end)
 end
 
-local function end_run(self, grace, reason)
-  if self.state ~= "running" then
+-- The link to init broke, which may be well: connects again and asks what was missed, or ends the run.
+-- Called with the lock held, in any state.
+function mend(self)
+  if self.state ~= "running" or not self.link or not self.link:is_closed() then
     return true
   end
-  self.stopping = reason
-  if grace > 0 and self.link then
-    spill.save(self)
-    if self.link and self.link:request("shutdown", { grace = math.floor(grace * 1000) }, nil, 5) then
-      self.gone:wait(grace + 2)
-    end
+  local ok, why = connect(self)
+  if ok then
+    ok, why = processes.adopt(self)
   end
-  if not self.gone:is_set() then
-    cgroup.kill(self.server.cgroups, key(self))
-    if not self.gone:wait(10) then
-      self.stopping = nil
-      return nil, self.name .. ": its processes do not end", "EBUSY"
-    end
+  if ok then
+    log.info("link_mended", { sandbox = self.name })
+    return true
   end
-  return true
+  return end_run(self, 0, "init does not answer: " .. why)
 end
 
 --- Ends all its processes: TERM, `grace` seconds, KILL. Files stay.
@@ -367,6 +394,9 @@ end
 
 --- A leaf cgroup for one process tree: its directory descriptor.
 function Sandbox:leaf(name)
+  if not self.run then
+    return nil, "sandbox is not running: " .. self.name, "ESTOPPED"
+  end
   return cgroup.leaf(self.server.cgroups, key(self), name, self.run.base)
 end
 
@@ -380,13 +410,15 @@ local function adopt_running(self)
     return nil, "the host was restarted"
   end
   local pidfd = run.pid and core.fd.pidfd(run.pid)
-  if not pidfd or host.start_time(run.pid) ~= run.start_time or async.readable(pidfd:number(), 0.002) then
+  if not pidfd or host.start_time(run.pid) ~= run.start_time then
     return nil, "init ended while no server ran"
   end
   self.pidfd = pidfd
   local ok, message = connect(self)
   if not ok then
-    return nil, "init could not be reached: " .. message
+    -- A namespace takes a moment to die.
+    local gone = async.readable(pidfd:number(), 1)
+    return nil, gone and "init ended while no server ran" or "init could not be reached: " .. message
   end
   watch(self, run.pid)
   return processes.adopt(self)
