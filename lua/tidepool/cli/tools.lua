@@ -91,6 +91,7 @@ return {
     about = "Measure side by side with bwrap, crun, runc and podman.",
     params = {
       { name = "only", type = "string", flag = "--only", about = "one measurement" },
+      { name = "image", type = "string", flag = "--image", about = "image to measure with, minimal or debian", default = "minimal" },
       { name = "install_peers", type = "boolean", flag = "--install-peers", about = "install what is missing of the peers" },
     },
     run = elsewhere("bench"),
