@@ -70,13 +70,23 @@ static const struct {
 static const uint64_t namespaces[] = {0x80,       0x20000,    0x2000000,  0x4000000,
                                       0x8000000,  0x10000000, 0x20000000, 0x40000000};
 
-static const uint64_t refused_ioctls[] = {
-    0x5412,     /* TIOCSTI: types into another's terminal */
-    0x541c,     /* TIOCLINUX */
-    0x5000940e, /* BTRFS_IOC_SUBVOL_CREATE */
-    0x50009418, /* BTRFS_IOC_SUBVOL_CREATE_V2 */
-    0x50009401, /* BTRFS_IOC_SNAP_CREATE */
-    0x50009417, /* BTRFS_IOC_SNAP_CREATE_V2 */
+/* By the bits in which they are looked at: 8 of the number, 8 of the type, then size and direction.
+ *
+ * Of btrfs (type 0x94) the reflinks alone are left: FICLONE (9), FICLONERANGE (13) and FIDEDUPERANGE
+ * (54), which cp and package managers use. The rest makes nested subvolumes, seals the root read-only
+ * for good, forces commits that all sandboxes wait for, or tells of the pool. */
+static const struct {
+  uint64_t mask, value;
+} refused_ioctls[] = {
+    {0xffffffff, 0x5412},                     /* TIOCSTI: types into another's terminal */
+    {0xffffffff, 0x541c},                     /* TIOCLINUX */
+    {0xffffffff, 0x5423},                     /* TIOCSETD: line disciplines, old kernel code */
+    {0xff80, 0x9480}, {0xff40, 0x9440},       /* 64 and above */
+    {0xfff0, 0x9410}, {0xfff0, 0x9420},       /* 16 to 47 */
+    {0xfff8, 0x9400}, {0xfff9, 0x9408},       /* 0 to 7; 8, 10, 12, 14 */
+    {0xfffb, 0x940b},                         /* 11, 15 */
+    {0xfff8, 0x9438}, {0xfffc, 0x9430},       /* 56 to 63; 48 to 51 */
+    {0xfffe, 0x9434}, {0xffff, 0x9437},       /* 52, 53; 55 */
 };
 
 /* Families that lead out of the network namespace (vsock, to the hypervisor) or into kernel code
@@ -131,7 +141,12 @@ static int refuse_by_argument(scmp_filter_ctx context) {
   int ioctl = seccomp_syscall_resolve_name("ioctl");
   for (unsigned i = 0; i < COUNT(refused_ioctls) && outcome == 0; i++)
     outcome = add(context, EPERM, ioctl, 1,
-                  SCMP_A1_64(SCMP_CMP_MASKED_EQ, 0xffffffff, refused_ioctls[i]));
+                  SCMP_A1_64(SCMP_CMP_MASKED_EQ, refused_ioctls[i].mask,
+                             refused_ioctls[i].value));
+  /* Root inside has init's user id, and with that the right to starve it of descriptors or CPU time. */
+  if (outcome == 0)
+    outcome = add(context, EPERM, seccomp_syscall_resolve_name("prlimit64"), 1,
+                  SCMP_A0_32(SCMP_CMP_EQ, 1));
   if (outcome == 0)
     outcome = refuse_personality(context, seccomp_syscall_resolve_name("personality"));
 

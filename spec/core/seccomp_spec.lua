@@ -80,6 +80,23 @@ describe("the filter", function()
         "i386_subvolume" })
     end)
 
+    it("leaves reflinks of btrfs's own calls, and nothing that seals a root or tells of the pool", function()
+      answers(EPERM, { "subvolume_flags", "subvolume_seal", "set_received", "start_sync", "sync", "device_info",
+        "file_system_info" })
+      for _, name in ipairs({ "reflink", "reflink_range", "dedupe" }) do
+        assert.are_not.equal(EPERM, told[name], name) -- the kernel's own answer to nonsense
+      end
+    end)
+
+    it("refuses line disciplines, which are old kernel code", function()
+      answers(EPERM, { "line_discipline" })
+    end)
+
+    it("keeps init's resource limits from root, whose user id it has", function()
+      answers(0, { "limits_own" })
+      answers(EPERM, { "limits_of_init", "i386_limits_of_init" })
+    end)
+
     it("refuses sockets that lead past the network namespace", function()
       answers(EAFNOSUPPORT, { "socket_vsock", "socket_alg", "i386_socket_vsock", "i386_socketcall_vsock" })
     end)

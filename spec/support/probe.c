@@ -102,6 +102,21 @@ int main(int argc, char **argv) {
   tell("snapshot", ioctl(here, 0x50009401, name));
   tell("snapshot_v2", ioctl(here, 0x50009417, name));
   tell("ioctl_high_bits", syscall(SYS_ioctl, here, 0x15000940eul, name));
+  unsigned long long zero = 0;
+  tell("subvolume_flags", ioctl(here, 0x8008941a, &zero));
+  tell("subvolume_seal", ioctl(here, 0x4008941a, &zero));
+  tell("set_received", ioctl(here, 0xc0c89425, name));
+  tell("start_sync", ioctl(here, 0x80089418, &zero));
+  tell("sync", ioctl(here, 0x9408));
+  tell("device_info", ioctl(here, 0xd000941e, name));
+  tell("file_system_info", ioctl(here, 0x8400941f, name));
+  tell("reflink", ioctl(here, 0x40049409, here));
+  tell("reflink_range", ioctl(here, 0x4020940d, 0));
+  tell("dedupe", ioctl(here, 0xc0189436, 0));
+  int other = 27; /* N_NULL */
+  tell("line_discipline", ioctl(0, 0x5423, &other));
+  tell("limits_own", syscall(SYS_prlimit64, 0, 7, 0, (long[2]){0}));
+  tell("limits_of_init", syscall(SYS_prlimit64, 1, 7, 0, (long[2]){0}));
   tell("socket_inet", socket(AF_INET, SOCK_STREAM, 0));
   tell("socket_unix", socket(AF_UNIX, SOCK_STREAM, 0));
   tell("socket_netlink", socket(AF_NETLINK, SOCK_RAW, 0));
@@ -123,6 +138,7 @@ int main(int argc, char **argv) {
   tell("i386_socket_vsock", i386(359, 40, SOCK_STREAM, 0));
   memcpy(low, (unsigned[3]){40, SOCK_STREAM, 0}, 12);
   tell("i386_socketcall_vsock", i386(102, 1, (long)low, 0));
+  tell("i386_limits_of_init", i386(340, 1, 7, 0));
   tell("i386_subvolume", i386(54, here, 0x5000940e, (long)low));
 #endif
   return 0;
