@@ -24,6 +24,7 @@ int tp_lua_fail(lua_State *L, const struct tp_error *err);
 
 /* Each pushes its table of functions. One row a file in module.c. */
 int tp_open_fd(lua_State *L);
+int tp_open_poll(lua_State *L);
 int tp_open_channel(lua_State *L);
 int tp_open_init(lua_State *L);
 int tp_open_agent(lua_State *L);

@@ -6,6 +6,7 @@ static const struct {
   lua_CFunction open;
 } parts[] = {
     {"fd", tp_open_fd},
+    {"poll", tp_open_poll},
     {"channel", tp_open_channel},
     {"init", tp_open_init},
     {"agent", tp_open_agent},

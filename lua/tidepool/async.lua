@@ -171,20 +171,72 @@ function async.after(seconds, fn)
   return cancel
 end
 
+local Watch = {}
+Watch.__index = Watch
+
+--- Calls fn whenever the descriptor is ready for `events` ("r", "w", "rw") or broken, which the next
+-- read or write tells, until stopped. It starts stopped. Close it before the descriptor.
+-- "EPERM": a plain file, which is always ready.
+function async.watch(fd, events, fn)
+  -- Not at the top: the bootstrap runs tasks before the C module is built.
+  local poll, message, code = require("tidepool.core").poll.open(fd, events)
+  if not poll then
+    return nil, message, code
+  end
+  local handle
+  handle, message, code = uv.new_poll(poll:number())
+  if not handle then
+    poll:close()
+    return nil, message, code
+  end
+  return setmetatable({ poll = poll, handle = handle, events = events, fn = guarded(fn) }, Watch)
+end
+
+function Watch:start(events)
+  if events and events ~= self.events then
+    self.poll:set(events)
+    self.events = events
+  end
+  self.handle:start("r", self.fn)
+end
+
+function Watch:stop()
+  if not self.handle:is_closing() then
+    self.handle:stop()
+  end
+end
+
+function Watch:is_closed()
+  return self.handle:is_closing()
+end
+
+function Watch:close()
+  if not self.handle:is_closing() then
+    self.handle:close()
+    self.poll:close()
+  end
+end
+
 local Poller = {}
 Poller.__index = Poller
 
 --- For repeated waits on one descriptor. Close it before the descriptor.
 function async.poller(fd)
-  local handle, message, code = uv.new_poll(fd)
-  if not handle then
+  local self = setmetatable({}, Poller)
+  local watch, message, code = async.watch(fd, "r", function()
+    if self.wake then
+      self.wake(true)
+    end
+  end)
+  if not watch then
     return nil, message, code
   end
-  return setmetatable({ handle = handle }, Poller)
+  self.watch = watch
+  return self
 end
 
 local function poll_wait(self, events, timeout)
-  if self.handle == nil or self.handle:is_closing() then
+  if self.watch:is_closed() then
     return nil, "closed", "ECANCELED"
   end
   return async.wait(function(wake)
@@ -194,9 +246,7 @@ local function poll_wait(self, events, timeout)
       if cancel then
         cancel()
       end
-      if self.handle and not self.handle:is_closing() then
-        self.handle:stop()
-      end
+      self.watch:stop()
       wake(...)
     end
     if timeout then
@@ -207,12 +257,7 @@ local function poll_wait(self, events, timeout)
         end
       end)
     end
-    -- A poll error (the peer hung up) is for the next read or write to tell.
-    self.handle:start(events, guarded(function()
-      if self.wake then
-        self.wake(true)
-      end
-    end))
+    self.watch:start(events)
   end)
 end
 
@@ -227,10 +272,7 @@ function Poller:writable(timeout)
 end
 
 function Poller:close()
-  if self.handle and not self.handle:is_closing() then
-    self.handle:close()
-  end
-  self.handle = nil
+  self.watch:close()
   if self.wake then
     self.wake(nil, "closed", "ECANCELED")
   end

@@ -1,7 +1,6 @@
 --- A channel on the loop: whole messages in, queued messages out, one end for everything that breaks.
 --
 -- Shared by rpc (server and clients) and the server's links to init and the spawners.
-local uv = require("luv")
 local async = require("tidepool.async")
 
 local transport = {}
@@ -31,7 +30,7 @@ local function write_more(self)
     return self:close(message, code)
   end
   if empty then
-    self.handle:start("r", self.on_ready)
+    self.watch:start("r")
   end
 end
 
@@ -43,17 +42,15 @@ function transport.open(channel, options)
     on_message = options.on_message,
     on_close = options.on_close,
   }, Transport)
-  self.handle = assert(uv.new_poll(channel:number()))
-  self.on_ready = async.guarded(function(err, events)
-    if not self.closed and events and events:find("w", 1, true) then
+  self.watch = assert(async.watch(channel:number(), "r", function()
+    if not self.closed and self.watch.events == "rw" then
       write_more(self)
     end
-    -- What a poll error means, the next read tells.
-    if not self.closed and (err or not events or events ~= "w") then
+    if not self.closed then
       read_all(self)
     end
-  end)
-  self.handle:start("r", self.on_ready)
+  end))
+  self.watch:start()
   return self
 end
 
@@ -71,7 +68,7 @@ function Transport:send(bytes, fds)
     return nil, message, code
   end
   if not sent then
-    self.handle:start("rw", self.on_ready)
+    self.watch:start("rw")
   end
   return true
 end
@@ -81,7 +78,7 @@ function Transport:close(message, code)
     return
   end
   self.closed, self.message, self.code = true, message or "connection closed", code or "EPIPE"
-  self.handle:close()
+  self.watch:close()
   self.channel:close()
   if self.on_close then
     self.on_close(self.message, self.code)

@@ -89,6 +89,31 @@ function core.fd.read(fd, size) end
 ---@return string? code "EAGAIN", "EPIPE"
 function core.fd.write(fd, bytes, offset) end
 
+---@class tidepool.Poll A descriptor's readiness behind an epoll of its own, for the loop to wait on.
+local Poll = {}
+
+--- Readable whenever the watched descriptor is ready, at its end or broken.
+---@return integer
+function Poll:number() end
+
+---@param events string "r", "w" or "rw"
+---@return true? set
+---@return string? message
+---@return string? code
+function Poll:set(events) end
+
+function Poll:close() end
+
+core.poll = {}
+
+--- The descriptor stays the caller's and must outlive the poll.
+---@param fd tidepool.Fd|integer
+---@param events string "r", "w" or "rw"
+---@return tidepool.Poll? poll
+---@return string? message
+---@return string? code "EPERM": a plain file, which is always ready; "EBADF", "EMFILE"
+function core.poll.open(fd, events) end
+
 ---@class tidepool.Channel A unix stream socket of frames that may carry descriptors.
 local Channel = {}
 
