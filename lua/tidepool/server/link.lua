@@ -58,7 +58,7 @@ function link.open(pid, nonce, options)
       local pending = self.pending
       self.pending = {}
       for _, waiter in pairs(pending) do
-        waiter.wake(nil, "init: " .. why, why_code)
+        waiter.wake(nil, "init: " .. why, "ESTOPPED")
       end
       if options.on_close then
         options.on_close(why, why_code)
@@ -79,10 +79,18 @@ function link.open(pid, nonce, options)
 end
 
 --- Sends a request: its reply, fds | nil, message, code, failed step. LIST replies with a list.
--- `timeout` in seconds, none by default.
+-- `timeout` in seconds, none by default. "ESTOPPED": the link is or was closed meanwhile; never the
+-- socket's own code, which would read as if the client had lost its server.
 function Link:request(kind, body, fds, timeout)
+  if self:is_closed() then
+    return nil, "init: " .. self.transport.message, "ESTOPPED"
+  end
   local serial = self.serial % 0x7fffffff + 1
   self.serial = serial
+  local bytes, refused, why = core.init.encode(kind, serial, body)
+  if not bytes then
+    return nil, refused, why
+  end
   return async.wait(function(wake)
     local cancel
     self.pending[serial] = {
@@ -107,7 +115,7 @@ function Link:request(kind, body, fds, timeout)
         end
       end)
     end
-    local ok, message, code = self.transport:send(core.init.encode(kind, serial, body), fds)
+    local ok, message, code = self.transport:send(bytes, fds)
     if not ok and self.pending[serial] then
       local waiter = self.pending[serial]
       self.pending[serial] = nil

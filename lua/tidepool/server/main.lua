@@ -53,17 +53,20 @@ function Server:info()
   }
 end
 
---- How the process ended that a spawner was the parent of: { code } or { signal }, waiting `timeout`
--- seconds for the spawner to tell; nil when it is another server's spawner that knew.
-function Server:exit_status(pid, timeout)
-  local waited = 0
-  while not self.exits[pid] and waited < timeout do
-    async.sleep(0.005)
-    waited = waited + 0.005
-  end
-  local status = self.exits[pid]
+--- Keeps the end of this child of a spawner, once told, until `forget_exit`.
+function Server:expect_exit(pid)
+  self.exits[pid] = async.event()
+end
+
+function Server:forget_exit(pid)
   self.exits[pid] = nil
-  return status
+end
+
+--- How a process that was expected has ended: { code } or { signal }, waiting `timeout` seconds for the
+-- spawner to tell; nil when it is another server's spawner that knew.
+function Server:exit_status(pid, timeout)
+  local exit = self.exits[pid]
+  return exit and exit:wait(timeout) or nil
 end
 
 local function on_request(self, connection, method, params, fds, id)
@@ -222,7 +225,9 @@ local function start(self)
   self.spawners = assert(spawner.start(2, { tools = self.tools }))
   self.storage = assert(storage.open({ state = self.directory, spawners = self.spawners }))
   self.spawners:on_exit(function(pid, status)
-    self.exits[pid] = status
+    if self.exits[pid] then
+      self.exits[pid]:set(status)
+    end
   end)
   images.sweep(self)
   images.load(self)

@@ -8,14 +8,29 @@ local cgroup = require("tidepool.server.cgroup")
 local core = require("tidepool.core")
 local log = require("tidepool.server.log")
 local random = require("tidepool.random")
+local uv = require("luv")
 
 local processes = {}
 
-local KEPT = 256 -- ended processes remembered, as init does
+local KEPT = 256 -- ended processes remembered, of those with a name and without; init may forget more
 local SWEEP = 1 -- seconds between looks at leaves that outlived their process
 
+--- starting and naming: keys and names of requests that init has not answered yet.
 function processes.new_table()
-  return { by_id = {}, by_name = {}, by_key = {}, ended = {}, lingering = {} }
+  return {
+    by_id = {},
+    by_name = {},
+    by_key = {},
+    ended = { named = {}, unnamed = {} },
+    starting = {},
+    naming = {},
+    lingering = {},
+  }
+end
+
+local function now()
+  local seconds, micros = uv.gettimeofday()
+  return seconds + micros / 1e6
 end
 
 --- Forgets the processes of an earlier run; those that somebody still waits for were told already.
@@ -32,7 +47,7 @@ local function register(sandbox, fields)
   process = fields
   process.sandbox = sandbox
   process.exited = async.event()
-  process.started = process.started or os.time()
+  process.started = process.started or now()
   all.by_id[process.id] = process
   all.by_key[process.key] = process
   if process.name ~= "" then
@@ -81,27 +96,30 @@ local function close_leaf(sandbox, leaf)
   return cpu
 end
 
+-- A long-lived sandbox runs any number of processes: the oldest ends are forgotten.
+local function remember(sandbox, process)
+  local ended = sandbox.processes.ended[process.name == "" and "unnamed" or "named"]
+  ended[#ended + 1] = process
+  if #ended > KEPT then
+    drop(sandbox, table.remove(ended, 1))
+  end
+end
+
 local function record_exit(process, event)
   process.kind, process.code = event.kind, event.code
   process.wall, process.dropped = event.wall, event.dropped
   process.output = event.end_offset
 end
 
---- init told that a process has ended.
+--- init told that a process has ended; a list that is read again after a broken link tells it twice.
 function processes.on_exit(sandbox, event)
-  local all = sandbox.processes
-  local process = all.by_id[event.id]
-  if not process then
+  local process = sandbox.processes.by_id[event.id]
+  if not process or process.kind then
     return
   end
   record_exit(process, event)
   process.cpu_seconds = close_leaf(sandbox, process.key)
-  if process.name == "" then
-    all.ended[#all.ended + 1] = process
-    if #all.ended > KEPT then
-      drop(sandbox, table.remove(all.ended, 1))
-    end
-  end
+  remember(sandbox, process)
   if process.cancel_deadline then
     process.cancel_deadline()
   end
@@ -159,7 +177,7 @@ function processes.describe(process)
     user = process.user,
     cwd = process.cwd,
     tty = process.tty,
-    started = process.started,
+    started = math.floor(process.started),
     status = status,
     exit_code = process.kind == "code" and process.code or nil,
     signal = process.kind == "signal" and process.code or nil,
@@ -226,9 +244,8 @@ local function set_deadline(process, seconds)
   end)
 end
 
---- Starts a command: the process | nil, message, code. `fds[1]`, when there, is the client's attach socket.
--- A request whose key is there already answers with that process and starts nothing.
-function processes.start(sandbox, params, fds)
+-- The name ("" for none) and key of what is to be started | nil, message, code.
+local function identify(params)
   if (params.argv == nil) == (params.line == nil) then
     return nil, "give either argv or a shell line", "EINVAL"
   end
@@ -240,20 +257,15 @@ function processes.start(sandbox, params, fds)
   if not key:match("^[%w-]+$") or #key > 64 then
     return nil, "key must be 1-64 letters, digits and dashes", "EINVAL"
   end
-  local known = sandbox.processes.by_key[key]
-  if known then
-    return known
-  end
-  local taken = sandbox.processes.by_name[name]
-  if taken and not taken.kind then
-    return nil, ("a process named %s runs already in %s"):format(name, sandbox.name), "EEXIST"
-  end
+  return name, key
+end
 
+-- Has init start it in a leaf of its own.
+local function request_start(sandbox, name, key, params, attach)
   local leaf, message, code = sandbox:leaf(key)
   if not leaf then
     return nil, message, code
   end
-  local attach = fds and fds[1]
   local argv = params.argv or { "/bin/sh", "-c", params.line }
   local reply, step
   reply, message, code, step = sandbox.link:request("start", {
@@ -278,13 +290,7 @@ function processes.start(sandbox, params, fds)
     close_leaf(sandbox, key)
     return start_failure(params, message, code, step)
   end
-  if taken then
-    drop(sandbox, taken)
-    async.spawn(function()
-      sandbox.link:request("forget", { id = taken.id }, nil, 5)
-    end)
-  end
-  local process = register(sandbox, {
+  return register(sandbox, {
     id = reply.id,
     pid = reply.pid,
     key = key,
@@ -294,16 +300,50 @@ function processes.start(sandbox, params, fds)
     cwd = params.cwd,
     tty = params.tty or false,
   })
-  if params.timeout then
-    set_deadline(process, params.timeout)
-  end
-  return process
 end
 
---- Waits for the end: the process | nil, message, code ("ETIMEDOUT", "ESTOPPED").
+--- Starts a command: the process | nil, message, code. `fds[1]`, when there, is the client's attach socket.
+-- A request whose key is there already answers with that process and starts nothing.
+function processes.start(sandbox, params, fds)
+  local name, key, code = identify(params)
+  if not name then
+    return nil, key, code
+  end
+  local all = sandbox.processes
+  while all.starting[key] do -- asked again over a new connection, before init has answered
+    all.starting[key]:wait()
+  end
+  if all.by_key[key] then
+    return all.by_key[key]
+  end
+  local taken = all.by_name[name]
+  if all.naming[name] or taken and not taken.kind then
+    return nil, ("a process named %s runs already in %s"):format(name, sandbox.name), "EEXIST"
+  end
+
+  local answered = async.event()
+  all.starting[key], all.naming[name] = answered, name ~= "" or nil
+  local process, message
+  process, message, code = request_start(sandbox, name, key, params, fds and fds[1])
+  all.starting[key], all.naming[name] = nil, nil
+  if process and taken then
+    drop(sandbox, taken)
+    async.spawn(function()
+      sandbox.link:request("forget", { id = taken.id }, nil, 5)
+    end)
+  end
+  if process and params.timeout then
+    set_deadline(process, params.timeout)
+  end
+  answered:set(true)
+  return process, message, code
+end
+
+--- Waits for the end: the process | nil, message, code ("ETIMEDOUT", "ESTOPPED"). `timeout`: seconds from
+-- now; `deadline`: seconds from the process's start, of which an earlier server may have seen some.
 function processes.wait(process, timeout, deadline)
   if deadline then
-    set_deadline(process, deadline)
+    set_deadline(process, math.max(0, deadline - math.max(0, now() - process.started)))
   end
   local ok, _, code = process.exited:wait(timeout)
   if not ok and code == "ETIMEDOUT" then
@@ -372,7 +412,9 @@ function processes.attach(process, params, fds)
     lossless = params.lossless,
     follow = params.follow,
   }, { fds[1] })
-  if not reply then
+  if not reply and code == "ESRCH" then
+    return nil, "output of process is forgotten: " .. process.id, "ENOPROCESS"
+  elseif not reply then
     return nil, message, code
   end
   return process
@@ -388,20 +430,29 @@ local function from_listing(entry)
     user = entry.user,
     cwd = entry.cwd,
     tty = entry.tty,
-    started = math.floor(entry.started),
+    started = entry.started,
   }
 end
 
---- Takes over the processes of a sandbox that an earlier server left running.
+--- Takes over the processes that init has: those that an earlier server left running, and after a broken
+-- link the ends that it did not tell.
 function processes.adopt(sandbox)
   local list, message, code = sandbox.link:request("list", {}, nil, 10)
   if not list then
     return nil, message, code
   end
+  local listed = {}
   for _, entry in ipairs(list) do
+    listed[entry.id] = true
     register(sandbox, from_listing(entry))
     if not entry.running then
       processes.on_exit(sandbox, entry)
+    end
+  end
+  for id, process in pairs(sandbox.processes.by_id) do
+    if not listed[id] and not process.kind then
+      process.lost = "init has forgotten the process"
+      process.exited:set(true)
     end
   end
   for _, leaf in ipairs(cgroup.leaves(sandbox.server.cgroups, sandbox:leaf_group(""))) do
