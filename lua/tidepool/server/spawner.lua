@@ -7,6 +7,7 @@ local uv = require("luv")
 local async = require("tidepool.async")
 local core = require("tidepool.core")
 local paths = require("tidepool.paths")
+local transport = require("tidepool.transport")
 
 local spawner = {}
 
@@ -59,36 +60,6 @@ local function handle_frame(one, bytes, fds)
   end
 end
 
---- Reads until nothing is there; nil when the spawner is gone.
-local function drain(one)
-  while one.channel do
-    local bytes, fds, code = one.channel:receive()
-    if not bytes then
-      return code == "EAGAIN"
-    end
-    handle_frame(one, bytes, fds)
-  end
-end
-
-local function watch(one)
-  one.poll = uv.new_poll(one.channel:number())
-  local function arm(events)
-    one.events = events
-    one.poll:start(events, async.guarded(function()
-      if not drain(one) then
-        one.pool:lost(one)
-        return
-      end
-      local empty = one.channel and one.channel:flush()
-      if one.channel and events == "rw" and empty then
-        arm("r")
-      end
-    end))
-  end
-  one.arm = arm
-  arm("r")
-end
-
 local function start_one(pool, index)
   local ours, theirs = core.fd.pair()
   if not ours then
@@ -109,8 +80,15 @@ local function start_one(pool, index)
     return nil, pool.program .. ": " .. tostring(pid), code
   end
   one.handle, one.pid = handle, pid
-  one.channel = core.channel.wrap(ours)
-  watch(one)
+  one.transport = transport.open(core.channel.wrap(ours), {
+    on_message = function(bytes, fds)
+      handle_frame(one, bytes, fds)
+      return true
+    end,
+    on_close = function()
+      pool:lost(one)
+    end,
+  })
   pool.members[index] = one
   return one
 end
@@ -155,13 +133,11 @@ end
 
 --- One spawner is gone: its plans fail, and another takes its place.
 function Pool:lost(one)
-  if not one.channel then
+  if self.members[one.index] ~= one then
     return
   end
-  one.poll:close()
-  one.channel:close()
-  one.channel = nil
   self.members[one.index] = nil
+  one.transport:close()
   local waiting = one.waiting
   one.waiting = {}
   for _, waiter in pairs(waiting) do
@@ -213,13 +189,10 @@ function Pool:execute(plan, fds, background)
   end
   local serial = one.serial % 0xffffffff + 1
   one.serial = serial
-  local written
-  written, message, code = one.channel:send(put_u32(serial) .. plan, fds)
-  if written == nil then
+  local sent
+  sent, message, code = one.transport:send(put_u32(serial) .. plan, fds)
+  if not sent then
     return nil, message, code
-  end
-  if not written and one.events == "r" then
-    one.arm("rw")
   end
   local weight = background and BACKGROUND or 1
   one.load = one.load + weight
