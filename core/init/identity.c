@@ -178,15 +178,19 @@ int identity_find(const char *user, struct identity *identity) {
     user = "root";
   int found = find_user(user, false, 0, identity);
   uint32_t uid;
-  if (found == 0 && number(user, &uid)) {
+  bool numeric = number(user, &uid), root = strcmp(user, "root") == 0;
+  /* A FIFO or worse in its place must not lock out those who could put it right. */
+  if (found < 0 && (numeric || root))
+    found = 0;
+  if (found == 0 && numeric) {
     found = find_user(user, true, uid, identity);
-    if (found == 0) { /* an id of nobody's is fine, as in docker */
+    if (found <= 0) { /* an id of nobody's is fine, as in docker */
       identity->uid = identity->gid = uid;
       copy(identity->name, sizeof identity->name, user);
       found = 1;
     }
   }
-  if (found == 0 && strcmp(user, "root") == 0) { /* an image without /etc/passwd */
+  if (found == 0 && root) { /* an image without /etc/passwd */
     copy(identity->name, sizeof identity->name, user);
     copy(identity->home, sizeof identity->home, "/root");
     found = 1;
