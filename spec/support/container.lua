@@ -13,7 +13,7 @@ local spawner = require("tidepool.server.spawner")
 local M = {}
 
 local programs = { "sh", "cat", "cp", "ls", "id", "mount", "umount", "sleep", "head", "dd", "ip", "stat", "hostname", "ps",
-  "true", "mkdir", "rm", "touch", "chmod", "unshare", "nsenter", "mknod", "ln", "grep", "readlink", "test", "wc", "yes", "env" }
+  "true", "mkdir", "rm", "touch", "chmod", "unshare", "nsenter", "mknod", "ln", "grep", "readlink", "test", "wc", "yes", "env", "df" }
 
 --- A root directory with busybox and a user `agent`; pending when busybox is missing.
 function M.root(directory)

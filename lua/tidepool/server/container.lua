@@ -14,8 +14,11 @@ local own = "/.tidepool"
 
 -- Parts of /proc and /sys that tell of, or change, more than the sandbox. Those that this kernel has.
 local masked = {
-  "/proc/acpi", "/proc/asound", "/proc/kcore", "/proc/keys", "/proc/latency_stats", "/proc/sched_debug",
-  "/proc/scsi", "/proc/timer_list", "/proc/timer_stats", "/sys/firmware", "/sys/devices/virtual/powercap",
+  "/proc/acpi", "/proc/asound", "/proc/interrupts", "/proc/kcore", "/proc/keys", "/proc/latency_stats",
+  "/proc/sched_debug", "/proc/scsi", "/proc/timer_list", "/proc/timer_stats", "/sys/firmware",
+  "/sys/devices/virtual/powercap",
+  "/sys/devices/virtual/block", -- loops: where on the host the pools are
+  "/sys/fs/btrfs", -- how much each sandbox of each pool holds
 }
 local protected = { "/proc/bus", "/proc/fs", "/proc/irq", "/proc/sys", "/proc/sysrq-trigger" }
 
@@ -45,14 +48,23 @@ local function append(plan, steps)
   end
 end
 
-local function add_devices(plan, half)
+-- Bytes that outlive the process that wrote them, as shares of the memory limit. Together they stay below
+-- it: else a sandbox can fill its memory with what no kill frees, and then not run the `rm` that would.
+local lasting = { tmp = 1 / 2, shm = 1 / 4, run = 1 / 16, sysv = 1 / 8 }
+
+-- `share` of the limit, or of 1 GiB where there is none.
+local function bytes(limits, share)
+  return math.floor((limits.memory or 1073741824) * share)
+end
+
+local function add_devices(plan, limits)
   append(plan, {
     { "dir", "/dev", mode.root },
     { "mount", "tmpfs", "/dev", "tmpfs", "nosuid,noexec", "mode=0755,size=64k,nr_inodes=512" },
     { "mkdir", "/dev/pts", mode.root },
     { "mount", "devpts", "/dev/pts", "devpts", "nosuid,noexec", "newinstance,ptmxmode=0666,mode=0620,gid=5" },
     { "mkdir", "/dev/shm", mode.sticky },
-    { "mount", "tmpfs", "/dev/shm", "tmpfs", "nosuid,nodev", "mode=1777,size=" .. half },
+    { "mount", "tmpfs", "/dev/shm", "tmpfs", "nosuid,nodev", "mode=1777,size=" .. bytes(limits, lasting.shm) },
   })
   for _, name in ipairs(devices) do
     plan[#plan + 1] = { "device", name, "/dev/" .. name }
@@ -62,10 +74,12 @@ local function add_devices(plan, half)
   end
 end
 
-local function add_kernel_files(plan)
+local function add_kernel_files(plan, limits)
   append(plan, {
     { "dir", "/proc", mode.root },
     { "mount", "proc", "/proc", "proc", "nosuid,nodev,noexec", "" },
+    -- Pages of 4 KiB. The ipc namespace's own root may write it since Linux 6.2 or so.
+    { "write?", "/proc/sys/kernel/shmall", ("%d"):format(bytes(limits, lasting.sysv) / 4096) },
     { "dir", "/sys", mode.root },
     { "mount", "sysfs", "/sys", "sysfs", "ro,nosuid,nodev,noexec", "" },
   })
@@ -114,7 +128,6 @@ end
 function container.plan(spec)
   local base, count = spec.range.base, spec.range.count
   local limits = spec.limits or {}
-  local half = ("%d"):format(math.floor((limits.memory or 1073741824) / 2))
   local cgroup = require("tidepool.server.cgroup")
   local create, join = cgroup.steps(spec.cgroups, spec.cgroup, base, limits)
   local plan = {}
@@ -131,13 +144,13 @@ function container.plan(spec)
     { "private" },
     { "root", slot.root },
   })
-  add_devices(plan, half)
-  add_kernel_files(plan)
+  add_devices(plan, limits)
+  add_kernel_files(plan, limits)
   append(plan, {
     { "dir", "/tmp", mode.sticky },
-    { "mount", "tmpfs", "/tmp", "tmpfs", "nosuid,nodev", "mode=1777,size=" .. half },
+    { "mount", "tmpfs", "/tmp", "tmpfs", "nosuid,nodev", "mode=1777,size=" .. bytes(limits, lasting.tmp) },
     { "dir", "/run", mode.root },
-    { "mount", "tmpfs", "/run", "tmpfs", "nosuid,nodev", "mode=0755,size=" .. half },
+    { "mount", "tmpfs", "/run", "tmpfs", "nosuid,nodev", "mode=0755,size=" .. bytes(limits, lasting.run) },
     { "detach" },
     { "hostname", spec.hostname },
     { "loopback" },

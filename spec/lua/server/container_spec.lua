@@ -103,6 +103,24 @@ describe("a container", function()
     assert.equal("", (out("ls /sys/firmware")))
   end))
 
+  it("sees nothing of the pools, where they are and what others hold in them", task(function()
+    assert.equal("", (out("ls /sys/fs/btrfs /sys/devices/virtual/block | grep -v '^/sys.*:$' | grep -v '^$'")))
+    assert.equal("", (out("cat /sys/block/loop*/loop/backing_file /sys/fs/btrfs/*/qgroups/*/referenced 2>/dev/null")))
+  end))
+
+  it("can't fill its memory with what outlives a process", task(function()
+    local kilobytes = 0
+    for size in out("df -k /tmp /dev/shm /run"):gmatch("tmpfs%s+(%d+)") do
+      kilobytes = kilobytes + tonumber(size)
+    end
+    assert.is_true(kilobytes > 0)
+    local pages = tonumber((out("cat /proc/sys/kernel/shmall")))
+    if pages > 2 ^ 40 then
+      pending("needs a kernel where an ipc namespace limits its own shared memory")
+    end
+    assert.is_true(kilobytes * 1024 + pages * 4096 < 0.95 * box.spec.limits.memory)
+  end))
+
   it("can't write to /proc/sys, /sys, the cgroup tree or its own machinery", task(function()
     for _, path in ipairs({ "/proc/sys/kernel/hostname", "/proc/sysrq-trigger", "/proc/irq/default_smp_affinity",
       "/sys/kernel/mm/ksm/run", "/sys/fs/cgroup/cgroup.freeze", "/.tidepool/init", "/.tidepool/new" }) do
