@@ -3,6 +3,7 @@
 -- The server is the only writer and writes before it acknowledges. synchronous=NORMAL: a commit is
 -- safe when the server is killed at any instant; a power cut may lose the last ones, never the
 -- file's integrity, and what storage then has too much is swept at the next start.
+local uv = require("luv")
 local DBI = require("DBI")
 local cjson = require("cjson")
 
@@ -59,6 +60,13 @@ end
 
 --- Opens or makes the database. Raises when the file is of a newer version or can't be written.
 function state.open(path)
+  -- Environments hold secrets, and the directory may be one that others can enter. SQLite gives its
+  -- other files the mode of this one.
+  local fd = uv.fs_open(path, "a", 384) -- 0600
+  if fd then
+    uv.fs_fchmod(fd, 384)
+    uv.fs_close(fd)
+  end
   local db, message = DBI.Connect("SQLite3", path)
   if not db then
     error("state: open " .. path .. ": " .. tostring(message))

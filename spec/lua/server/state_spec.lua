@@ -1,3 +1,4 @@
+local uv = require("luv")
 local state = require("tidepool.server.state")
 
 describe("the state database", function()
@@ -10,6 +11,15 @@ describe("the state database", function()
     for _, ending in ipairs({ "", "-wal", "-shm" }) do
       os.remove(path .. ending)
     end
+  end)
+
+  it("is for its owner's eyes only, since environments hold secrets", function()
+    local db = state.open(path)
+    db:add_sandbox("box", "debian", { env = { TOKEN = "secret" } }, 1700000000)
+    for _, ending in ipairs({ "", "-wal", "-shm" }) do
+      assert.equal(tonumber("100600", 8), uv.fs_stat(path .. ending).mode, ending)
+    end
+    db:close()
   end)
 
   it("keeps sandboxes with their spec and run over a reopening", function()
