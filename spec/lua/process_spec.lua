@@ -53,6 +53,24 @@ describe("exec", function()
     assert.equal("", box:exec({ "cat" }).stdout)
   end)
 
+  it("raises what the caller's own functions raise, and still runs the command to its end", function()
+    local ok, message = pcall(box.exec, box, "head -c 3000000 /dev/zero; echo done > /workspace/done", {
+      on_output = function()
+        error("no, thanks", 0)
+      end,
+    })
+    assert.is_false(ok)
+    assert.matches("^no, thanks", message)
+    assert.equal("done\n", box:read("/workspace/done"))
+    ok, message = pcall(box.exec, box, { "cat" }, {
+      stdin = function()
+        error("nothing more", 0)
+      end,
+    })
+    assert.is_false(ok)
+    assert.matches("^nothing more", message)
+  end)
+
   it("tells the signal that ended a command", function()
     local result = box:exec("kill -9 $$")
     assert.equal(9, result.signal)
@@ -165,6 +183,31 @@ describe("a background process", function()
     assert.equal("EEXIST", code)
     first:kill(0)
     assert(box:start("true", { name = "only" })):wait()
+  end)
+
+  it("is started once, however many ask for its name or key at a time", function()
+    async.run(function()
+      local codes, ids = { EEXIST = 0, none = 0 }, {}
+      local tasks = {}
+      for i = 1, 5 do
+        tasks[i] = function()
+          local started, _, code = box:start({ "sleep", "5" }, { name = "once" })
+          codes[code or "none"] = codes[code or "none"] + 1
+          if started then
+            started:kill(0)
+          end
+        end
+        tasks[5 + i] = function()
+          local described = assert(box.client:call("start", { name = box.name, argv = { "sleep", "5" }, key = "the-key" }))
+          ids[described.id] = true
+        end
+      end
+      async.all(tasks)
+      assert.same({ EEXIST = 4, none = 1 }, codes)
+      local id = next(ids)
+      assert.is_nil(next(ids, id))
+      box:process(id):kill(0)
+    end)
   end)
 
   it("waits with its exit code, and says when it still runs", function()

@@ -35,16 +35,38 @@ local function parameters(self, command, options)
 end
 box.parameters = parameters
 
---- Feeds stdin: a string, a function that returns pieces and then nil, or true for nothing yet.
-local function feed(connection, input)
+-- Errors of the caller's own functions: kept until the command has ended, since a lossless process
+-- waits for its reader and its input's end; after the first, none is called any more.
+local function trap()
+  local failed, failure = false, nil
+  local function call(fn, ...)
+    if not failed then
+      local ok, why = pcall(fn, ...)
+      if not ok then
+        failed, failure = true, why
+      end
+    end
+  end
+  local function raise()
+    if failed then
+      error(failure, 0)
+    end
+  end
+  return call, raise
+end
+
+-- Feeds stdin: a string, a function that returns pieces and then nil, or true for nothing yet.
+local function feed(connection, input, call)
   if type(input) == "string" then
     connection:write(input)
   elseif type(input) == "function" then
-    for piece in input do
-      if not connection:write(piece) then
-        break
+    call(function()
+      for piece in input do
+        if not connection:write(piece) then
+          break
+        end
       end
-    end
+    end)
   end
   connection:eof()
 end
@@ -53,7 +75,8 @@ end
 --
 -- `command` is an argv or a shell line. options: cwd, env, user, stdin (string or iterator function),
 -- timeout (seconds; the whole tree is killed), limit (bytes kept of each stream, 64 MiB),
--- on_output(stream, bytes) (live; then nothing is collected unless `collect`), tty, cols, rows.
+-- on_output(stream, bytes) (live; then nothing is collected unless `collect`), tty, cols, rows. An error
+-- of on_output or of the iterator is raised when the command has ended.
 -- Returns { exit_code or signal, stdout, stderr, dropped, wall_seconds, cpu_seconds, timed_out } |
 -- nil, message, code: why it could not be started ("ENOENT", "EACCES", "EBADUSER", "EBADCWD").
 function Box:exec(command, options)
@@ -63,6 +86,7 @@ function Box:exec(command, options)
     params.stdin = options.stdin ~= nil or nil
     params.lossless = true
     local sink, lost, result = collect.new(options)
+    local call, raise = trap()
     local connection, theirs, reader
 
     local function connect()
@@ -70,17 +94,23 @@ function Box:exec(command, options)
         connection:close()
         theirs:close()
       end
-      connection, theirs = assert(stream.pair())
+      local code
+      connection, theirs, code = stream.pair()
+      if not connection then
+        return nil, theirs, code
+      end
       local mine = connection
-      reader = async.spawn(mine.pump, mine, sink, lost)
+      reader = async.spawn(mine.pump, mine, function(...)
+        call(sink, ...)
+      end, lost)
       if options.stdin ~= nil then
-        async.spawn(feed, mine, options.stdin)
+        async.spawn(feed, mine, options.stdin, call)
       end
       return { theirs }
     end
 
     local outcome, message, code = self.client:call_keyed("exec", params, connect)
-    if theirs then
+    if connection then
       theirs:close() -- from here on the stream ends when init's side does
     end
     if outcome then
@@ -89,6 +119,7 @@ function Box:exec(command, options)
     if connection then
       connection:close()
     end
+    raise()
     if not outcome then
       return nil, message, code
     end
@@ -108,7 +139,7 @@ function Box:start(command, options)
     local params = parameters(self, command, options)
     params.process = options.name
     params.stdin = options.stdin and true or nil
-    local described, message, code = self.client:call_keyed("start", params, function() end)
+    local described, message, code = self.client:call_keyed("start", params, function() return {} end)
     if not described then
       return nil, message, code
     end

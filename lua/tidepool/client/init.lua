@@ -23,11 +23,6 @@ for name in ("ls info ps wait wait_port open stop destroy kill forget attach log
   REPEATABLE[name] = true
 end
 
-local function lost(code)
-  return code == "EPIPE" or code == "ECONNRESET"
-end
-client.lost = lost
-
 local function read_file(path)
   local file = io.open(path)
   local text = file and file:read("*a") or ""
@@ -168,17 +163,19 @@ local function connection(self)
   end)
 end
 
+-- One try: as `call`, and fourth whether the connection was lost. A server's own answer never means
+-- that, whatever its code: "ECONNRESET" may as well be a spawner's.
 local function call_once(self, verb, params, fds, on_progress)
   local at, message, code = connection(self)
   if not at then
     return nil, message, code
   end
   local number
-  local function finished(...)
+  local function finished(result, extra, why)
     if number then
       self.progress[number] = nil
     end
-    return ...
+    return result, extra, why, result == nil and at:is_closed()
   end
   return finished(at:call(verb, params, fds, function(id)
     if on_progress then
@@ -196,19 +193,19 @@ function Client:call(verb, params, fds, on_progress)
     if not checked then
       return nil, message, code
     end
-    local result, extra
-    result, extra, code = call_once(self, verb, params, fds, on_progress)
+    local result, extra, lost
+    result, extra, code, lost = call_once(self, verb, params, fds, on_progress)
     local tries = 1
-    while result == nil and lost(code) and REPEATABLE[verb] and tries < TRIES do
+    while lost and REPEATABLE[verb] and tries < TRIES do
       -- A server that is being killed may still take the next connection before its listener goes.
       async.sleep(0.01 * (tries - 1))
       tries = tries + 1
-      result, extra, code = call_once(self, verb, params, fds, on_progress)
+      result, extra, code, lost = call_once(self, verb, params, fds, on_progress)
       if result == nil and verb == "destroy" and code == "ENOSANDBOX" then
         return true -- the first call did it
       end
     end
-    if result == nil and lost(code) then
+    if lost then
       extra = ("the server went away during %s, whose outcome is unknown: %s"):format(verb, extra)
     end
     return result, extra, code
@@ -217,15 +214,20 @@ end
 
 --- Runs a command of ours (exec, start) exactly once, however often the connection is lost: its key
 -- finds out whether it was started. `renew()` gives fresh descriptors for another try.
+-- renew: its descriptors | nil, message, code.
 function Client:call_keyed(verb, params, renew)
   local checked, message, code = verbs.check(verb, params)
   if not checked then
     return nil, message, code
   end
   for _ = 1, TRIES do
-    local result
-    result, message, code = call_once(self, verb, params, renew())
-    if result ~= nil or not lost(code) then
+    local fds, result, lost
+    fds, message, code = renew()
+    if not fds then
+      return nil, message, code
+    end
+    result, message, code, lost = call_once(self, verb, params, fds)
+    if not lost then
       return result, message, code
     end
     if verb == "exec" then

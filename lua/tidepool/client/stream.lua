@@ -4,6 +4,8 @@ local core = require("tidepool.core")
 
 local stream = {}
 
+local PIECE = 256 * 1024 -- bytes; more than a socket takes at once
+
 local Stream = {}
 Stream.__index = Stream
 
@@ -103,7 +105,9 @@ function Stream:write(bytes)
       if not self.raw or self.stdin_closed then
         return nil, "nothing reads the process's input", "EPIPE"
       end
-      local taken, message, code = self.raw:write(offset == 0 and bytes or bytes:sub(offset + 1))
+      -- In pieces: what is left of a large string would be copied again for each bufferful.
+      local piece = #bytes <= PIECE and offset == 0 and bytes or bytes:sub(offset + 1, offset + PIECE)
+      local taken, message, code = self.raw:write(piece)
       if taken then
         offset = offset + taken
       elseif code == "EAGAIN" then
