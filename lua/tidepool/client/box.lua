@@ -139,7 +139,7 @@ function Box:start(command, options)
     local params = parameters(self, command, options)
     params.process = options.name
     params.stdin = options.stdin and true or nil
-    local described, message, code = self.client:call_keyed("start", params, function() return {} end)
+    local described, message, code = self.client:call_keyed("start", params, function() end)
     if not described then
       return nil, message, code
     end

@@ -214,7 +214,7 @@ end
 
 --- Runs a command of ours (exec, start) exactly once, however often the connection is lost: its key
 -- finds out whether it was started. `renew()` gives fresh descriptors for another try.
--- renew: its descriptors | nil, message, code.
+-- renew: its descriptors, nothing, or nil, message, code.
 function Client:call_keyed(verb, params, renew)
   local checked, message, code = verbs.check(verb, params)
   if not checked then
@@ -223,7 +223,7 @@ function Client:call_keyed(verb, params, renew)
   for _ = 1, TRIES do
     local fds, result, lost
     fds, message, code = renew()
-    if not fds then
+    if not fds and message then
       return nil, message, code
     end
     result, message, code, lost = call_once(self, verb, params, fds)
