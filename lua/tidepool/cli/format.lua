@@ -177,11 +177,29 @@ function format.argv(argv)
   return table.concat(words, " ")
 end
 
---- Bytes from a sandbox made harmless for a terminal: no control characters; `lines` leaves newlines.
-function format.clean(text, lines)
-  return (tostring(text):gsub(lines and "[%z\1-\8\11-\31\127]" or "[%z\1-\31\127]", function(char)
+local function escape(bytes)
+  return (bytes:gsub(".", function(char)
     return ("\\x%02x"):format(char:byte())
   end))
+end
+
+-- What a terminal obeys, or shows in another order than it reads: C1 controls (U+009B is CSI), line and
+-- paragraph separators, marks and overrides of direction.
+local obeyed = { "\194[\128-\159]", "\226\128[\142\143\168-\174]", "\226\129[\166-\169]" }
+
+--- Bytes from a sandbox made harmless for a terminal: no control characters, nothing but UTF-8; `lines`
+-- leaves newlines.
+function format.clean(text, lines)
+  text = tostring(text):gsub(lines and "[%z\1-\8\11-\31\127]" or "[%z\1-\31\127]", escape)
+  if not text:find("[\128-\255]") then
+    return text
+  elseif not format.is_utf8(text) then
+    return (text:gsub("[\128-\255]", escape))
+  end
+  for _, pattern in ipairs(obeyed) do
+    text = text:gsub(pattern, escape)
+  end
+  return text
 end
 
 -- Columns that a UTF-8 text takes, near enough for names and paths.
@@ -245,16 +263,16 @@ function format.any(value, indent)
   local keys, longest = {}, 0
   for key in pairs(value) do
     keys[#keys + 1] = tostring(key)
-    longest = math.max(longest, #tostring(key))
+    longest = math.max(longest, #format.clean(key))
   end
   table.sort(keys)
   local lines = {}
   for i, key in ipairs(keys) do
-    local inner = value[key]
+    local inner, shown = value[key], format.clean(key)
     if type(inner) == "table" then
-      lines[i] = next(inner) == nil and "" or indent .. key .. "\n" .. format.any(inner, indent .. "  ")
+      lines[i] = next(inner) == nil and "" or indent .. shown .. "\n" .. format.any(inner, indent .. "  ")
     else
-      lines[i] = indent .. key .. (" "):rep(longest - #key + 2) .. format.clean(inner) .. "\n"
+      lines[i] = indent .. shown .. (" "):rep(longest - #shown + 2) .. format.clean(inner) .. "\n"
     end
   end
   return table.concat(lines)

@@ -150,7 +150,8 @@ local function show_processes(list)
     { "USER", "user" },
     { "COMMAND", function(row)
       local text = format.argv(row.argv)
-      return #text > 60 and text:sub(1, 57) .. "..." or text
+      -- At a character's end: half of one would make the rest look like bytes.
+      return #text > 60 and text:sub(1, 57):gsub("[\192-\247]?[\128-\191]*$", "") .. "..." or text
     end },
   }, list)
 end

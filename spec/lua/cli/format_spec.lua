@@ -48,6 +48,30 @@ describe("tables", function()
   end)
 end)
 
+describe("what a sandbox says", function()
+  it("is shown as it is when it is text", function()
+    assert.equal("é€𝄞 x", format.clean("é€𝄞 x"))
+    assert.equal("a\nb\tc\\x0d", format.clean("a\nb\tc\r", true))
+  end)
+
+  it("gives a terminal no order, in any encoding, and no other direction", function()
+    for bytes, shown in pairs({
+      ["a\155b"] = "a\\x9bb", -- CSI of 8-bit terminals
+      ["\194\15531mx"] = "\\xc2\\x9b31mx", -- and of UTF-8 ones
+      ["\226\128\174txt.exe"] = "\\xe2\\x80\\xaetxt.exe", -- right to left
+      ["\226\129\166"] = "\\xe2\\x81\\xa6",
+      ["\226\128\168"] = "\\xe2\\x80\\xa8", -- a line separator
+      ["é\255"] = "\\xc3\\xa9\\xff",
+    }) do
+      assert.equal(shown, format.clean(bytes))
+    end
+  end)
+
+  it("is harmless as a field's name, too", function()
+    assert.is_nil(format.any({ ["\27[2J"] = "x", deeper = { ["\27]0;t\7"] = 1 } }):find("[\27\7]"))
+  end)
+end)
+
 describe("sizes, times, modes and command lines", function()
   it("read as people write them", function()
     assert.equal("512 MiB", format.size(512 * 2 ^ 20))
