@@ -246,6 +246,14 @@ local function unmake(self)
   return true
 end
 
+local function limit_disk(self)
+  local limited, message, code = self.server.storage:limit(self.id, self.spec.disk)
+  if not limited and code ~= "ENOTSUP" then -- that one is the storage's to tell
+    self.disk_unenforced = "disk limit: " .. message
+    log.error("disk_limit_failed", { sandbox = self.name, message = message, code = code })
+  end
+end
+
 --- Makes and starts a new sandbox. "EEXIST" when the name is taken, "ENOIMAGE".
 function sandboxes.create(server, params)
   if server.sandboxes[params.name] then
@@ -265,10 +273,11 @@ function sandboxes.create(server, params)
   return self.lock:with(function()
     local path, message, code = server.storage:create(id, params.image)
     if path then
-      local limited, why = server.storage:limit(id, spec.disk)
-      self.disk_unenforced = not limited and why or nil
+      -- Beside the start, since each waits for the kernel; in force before anybody is answered.
+      local limiting = async.spawn(limit_disk, self)
       local ok
       ok, message, code = start(self)
+      limiting:join()
       if ok then
         log.info("sandbox_created", { sandbox = self.name, id = id, image = params.image })
         return self
@@ -386,8 +395,12 @@ function Sandbox:info(deep)
     info.pid = self.run and self.run.pid
     info.usage = self.state == "running" and cgroup.usage(self.server.cgroups, key(self)) or {}
     info.usage.disk = self.server.storage:usage(self.id)
-    info.unenforced = { unpack(self.server.cgroups.unenforced or {}) }
-    table.insert(info.unenforced, self.disk_unenforced)
+    info.unenforced = {}
+    for _, reasons in ipairs({ self.server.cgroups.unenforced, self.server.storage.unenforced, { self.disk_unenforced } }) do
+      for _, reason in ipairs(reasons) do
+        table.insert(info.unenforced, reason)
+      end
+    end
   end
   return info
 end
