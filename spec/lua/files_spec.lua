@@ -25,6 +25,24 @@ describe("files of a sandbox", function()
     assert.equal("", box:read("/workspace/a", { offset = 5000 }))
   end)
 
+  it("don't wait for ever for an agent that its own user has stopped", function()
+    local files = require("tidepool.client.files")
+    local patience = files.patience
+    finally(function()
+      files.patience = patience
+    end)
+    files.patience = 0.2
+    assert(box:write("stopped", "x", { user = "1000" }))
+    assert(box:exec("for p in /proc/[0-9]*; do case $(cat $p/cmdline | tr '\\0' ' ') in /.tidepool/init*) kill -STOP ${p#/proc/};; esac; done"))
+    local bytes, message, code = box:read("stopped", { user = "1000" })
+    assert.is_nil(bytes)
+    assert.equal("ETIMEDOUT", code)
+    assert.matches("does not answer", message)
+    files.patience = patience
+    box:close() -- any other agent of that user has been stopped, too
+    assert.equal("x", box:read("stopped", { user = "1000" }))
+  end)
+
   it("relative paths start at /workspace", function()
     assert(box:write("relative", "here"))
     assert.equal("here", box:read("/workspace/relative"))

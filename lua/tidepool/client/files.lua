@@ -19,6 +19,10 @@ local READ_MOST = 2 ^ 30 -- bytes in one string
 local LIST_MOST = 1000000 -- entries of one listing: an agent that lies must not fill our memory
 local UNSIZED = 64 * 1024 * 1024 -- most of a file that says 0, as those of /proc do
 
+--- Seconds without a word from the agent, or without it taking ours, after which it is given up: its own
+-- user may have stopped it. Removing a large tree is silent work, and `patience_removing` is for that.
+files.patience, files.patience_removing = 60, 3600
+
 --- Speaks with the agent on `fd`, a connected unix socket, and owns it from now on.
 function files.open(fd)
   local channel = core.channel.wrap(fd)
@@ -71,9 +75,11 @@ local function send(self, op, params)
   local sent
   sent, message, code = self.channel:send(bytes)
   while sent == false do
-    self.poller:writable()
+    local ready, _, failed = self.poller:writable(files.patience)
     if self.closed then
       return nil, "file agent: " .. self.closed, "EPIPE"
+    elseif not ready then
+      return lost(self, "takes nothing any more", failed)
     end
     sent, message, code = self.channel:flush()
   end
@@ -83,7 +89,7 @@ local function send(self, op, params)
   return self.serial
 end
 
-local function receive(self)
+local function receive(self, patience)
   while not self.closed do
     local bytes, fds, code = self.channel:receive()
     if bytes then
@@ -93,7 +99,10 @@ local function receive(self)
       end
       return reply, fds
     elseif code == "EAGAIN" then
-      self.poller:readable()
+      local ready, _, failed = self.poller:readable(patience or files.patience)
+      if not ready and not self.closed then
+        return lost(self, "does not answer any more", failed)
+      end
     else
       return lost(self, fds, code)
     end
@@ -102,8 +111,8 @@ local function receive(self)
 end
 
 -- The reply to a request: reply, fds | nil, message, code.
-local function await(self, serial)
-  local reply, fds, code = receive(self)
+local function await(self, serial, patience)
+  local reply, fds, code = receive(self, patience)
   if not reply then
     return nil, fds, code
   end
@@ -121,7 +130,7 @@ local function request(self, op, params)
   if not serial then
     return nil, message, code
   end
-  return await(self, serial)
+  return await(self, serial, op == "remove" and files.patience_removing or nil)
 end
 
 local function check_path(path)
