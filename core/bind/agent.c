@@ -156,7 +156,5 @@ static int l_decode(lua_State *L) {
 
 int tp_open_agent(lua_State *L) {
   static const luaL_Reg functions[] = {{"encode", l_encode}, {"decode", l_decode}, {NULL, NULL}};
-  lua_newtable(L);
-  luaL_register(L, NULL, functions);
-  return 1;
+  return tp_push_functions(L, functions);
 }

@@ -21,6 +21,13 @@ unsigned tp_check_fds(lua_State *L, int index, int *fds, unsigned max);
 
 /* Push nil, message, code and return 3. */
 int tp_lua_fail(lua_State *L, const struct tp_error *err);
+/* The same for a call that has just set errno. */
+int tp_lua_fail_errno(lua_State *L, const char *what);
+
+/* Make the metatable of userdata of this name. Without methods it is one that Lua never sees. */
+void tp_define_class(lua_State *L, const char *name, lua_CFunction gc, const luaL_Reg *methods);
+/* Push a new table of functions and return 1. */
+int tp_push_functions(lua_State *L, const luaL_Reg *functions);
 
 /* Each pushes its table of functions. One row a file in module.c. */
 int tp_open_fd(lua_State *L);

@@ -24,12 +24,6 @@ static struct tp_channel *new_channel(lua_State *L) {
   return channel;
 }
 
-static int fail_errno(lua_State *L, const char *what) {
-  struct tp_error err;
-  tp_fail(&err, errno, "%s", what);
-  return tp_lua_fail(L, &err);
-}
-
 /* core.channel.wrap(fd) -> channel; takes the descriptor over */
 static int l_wrap(lua_State *L) {
   int fd = tp_check_fd(L, 1);
@@ -56,10 +50,10 @@ static int l_connect(lua_State *L) {
   struct tp_channel *channel = new_channel(L);
   int fd = socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0);
   if (fd < 0)
-    return fail_errno(L, "make socket");
+    return tp_lua_fail_errno(L, "make socket");
   channel->fd = fd;
   if (connect(fd, (struct sockaddr *)&address, sizeof address) < 0)
-    return fail_errno(L, "connect to server");
+    return tp_lua_fail_errno(L, "connect to server");
   tp_channel_init(channel, fd);
   return 1;
 }
@@ -71,16 +65,16 @@ static int l_listen(lua_State *L) {
   int *fd = tp_new_fd(L);
   *fd = socket(AF_UNIX, SOCK_STREAM | SOCK_NONBLOCK | SOCK_CLOEXEC, 0);
   if (*fd < 0)
-    return fail_errno(L, "make socket");
+    return tp_lua_fail_errno(L, "make socket");
   mode_t before = umask(0177);
   int bound = bind(*fd, (struct sockaddr *)&address, sizeof address);
   int code = errno;
   umask(before);
   errno = code;
   if (bound < 0)
-    return fail_errno(L, address.sun_path);
+    return tp_lua_fail_errno(L, address.sun_path);
   if (listen(*fd, 512) < 0)
-    return fail_errno(L, "listen");
+    return tp_lua_fail_errno(L, "listen");
   return 1;
 }
 
@@ -90,12 +84,12 @@ static int l_accept(lua_State *L) {
   struct tp_channel *channel = new_channel(L);
   int fd = accept4(listener, NULL, NULL, SOCK_CLOEXEC | SOCK_NONBLOCK);
   if (fd < 0)
-    return fail_errno(L, "accept");
+    return tp_lua_fail_errno(L, "accept");
   tp_channel_init(channel, fd);
   struct ucred peer;
   socklen_t size = sizeof peer;
   if (getsockopt(fd, SOL_SOCKET, SO_PEERCRED, &peer, &size) < 0)
-    return fail_errno(L, "read peer credentials");
+    return tp_lua_fail_errno(L, "read peer credentials");
   lua_createtable(L, 0, 3);
   lua_pushinteger(L, peer.pid);
   lua_setfield(L, -2, "pid");
@@ -177,14 +171,6 @@ int tp_open_channel(lua_State *L) {
                                        {"listen", l_listen},
                                        {"accept", l_accept},
                                        {NULL, NULL}};
-  luaL_newmetatable(L, CHANNEL_TYPE);
-  lua_pushcfunction(L, l_close);
-  lua_setfield(L, -2, "__gc");
-  lua_newtable(L);
-  luaL_register(L, NULL, methods);
-  lua_setfield(L, -2, "__index");
-  lua_pop(L, 1);
-  lua_newtable(L);
-  luaL_register(L, NULL, functions);
-  return 1;
+  tp_define_class(L, CHANNEL_TYPE, l_close, methods);
+  return tp_push_functions(L, functions);
 }

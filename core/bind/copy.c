@@ -145,21 +145,15 @@ static int l_stat(lua_State *L) {
   return 1;
 }
 
-static int fail_errno(lua_State *L, const char *what) {
-  struct tp_error err;
-  tp_fail(&err, errno, "%s", what);
-  return tp_lua_fail(L, &err);
-}
-
 /* core.copy.finish(fd, mode, mtime seconds or nil, size or nil) -> true | nil, message, code: what an
  * entry gets last, when nothing writes to it any more */
 static int l_finish(lua_State *L) {
   int fd = tp_check_fd(L, 1);
   mode_t mode = (mode_t)luaL_checkinteger(L, 2);
   if (!lua_isnoneornil(L, 4) && ftruncate(fd, check_size(L, 4)) < 0)
-    return fail_errno(L, "set size");
+    return tp_lua_fail_errno(L, "set size");
   if (fchmod(fd, mode) < 0)
-    return fail_errno(L, "set mode");
+    return tp_lua_fail_errno(L, "set mode");
   struct tp_error err;
   if (!lua_isnoneornil(L, 3)) {
     lua_Number mtime = luaL_checknumber(L, 3), whole = floor(mtime);
@@ -176,7 +170,5 @@ int tp_open_copy(lua_State *L) {
       {"range", l_range},     {"extent", l_extent}, {"read", l_read},     {"open", l_open},
       {"mkdir", l_mkdir},     {"symlink", l_symlink}, {"unlink", l_unlink}, {"rename", l_rename},
       {"stat", l_stat},       {"finish", l_finish}, {NULL, NULL}};
-  lua_newtable(L);
-  luaL_register(L, NULL, functions);
-  return 1;
+  return tp_push_functions(L, functions);
 }

@@ -42,19 +42,6 @@ unsigned tp_check_fds(lua_State *L, int index, int *fds, unsigned max) {
   return count;
 }
 
-int tp_lua_fail(lua_State *L, const struct tp_error *err) {
-  lua_pushnil(L);
-  lua_pushstring(L, err->message);
-  lua_pushstring(L, tp_error_name(err->code));
-  return 3;
-}
-
-static int fail_errno(lua_State *L, const char *what) {
-  struct tp_error err;
-  tp_fail(&err, errno, "%s", what);
-  return tp_lua_fail(L, &err);
-}
-
 /* fd:number() -> integer */
 static int l_number(lua_State *L) {
   lua_pushinteger(L, tp_check_fd(L, 1));
@@ -99,7 +86,7 @@ static int l_own(lua_State *L) {
 static int l_pair(lua_State *L) {
   int *one = tp_new_fd(L), *two = tp_new_fd(L), pair[2];
   if (socketpair(AF_UNIX, SOCK_STREAM | SOCK_NONBLOCK | SOCK_CLOEXEC, 0, pair) < 0)
-    return fail_errno(L, "make socket pair");
+    return tp_lua_fail_errno(L, "make socket pair");
   *one = pair[0];
   *two = pair[1];
   return 2;
@@ -123,14 +110,14 @@ static int l_open(lua_State *L) {
 
   int *fd = tp_new_fd(L);
   *fd = open(path, flags | O_CLOEXEC, mode);
-  return *fd < 0 ? fail_errno(L, path) : 1;
+  return *fd < 0 ? tp_lua_fail_errno(L, path) : 1;
 }
 
 /* core.fd.kind(fd) -> "file", "directory", "socket", "fifo", "char", "block" or "link" */
 static int l_kind(lua_State *L) {
   struct stat st;
   if (fstat(tp_check_fd(L, 1), &st) < 0)
-    return fail_errno(L, "stat descriptor");
+    return tp_lua_fail_errno(L, "stat descriptor");
   switch (st.st_mode & S_IFMT) {
   case S_IFREG:
     lua_pushliteral(L, "file");
@@ -165,7 +152,7 @@ static int l_pidfd(lua_State *L) {
   pid_t pid = (pid_t)luaL_checkinteger(L, 1);
   int *fd = tp_new_fd(L);
   *fd = (int)syscall(SYS_pidfd_open, pid, 0);
-  return *fd < 0 ? fail_errno(L, "open pidfd") : 1;
+  return *fd < 0 ? tp_lua_fail_errno(L, "open pidfd") : 1;
 }
 
 /* core.fd.duplicate(fd) -> fd | nil, message, code */
@@ -173,7 +160,7 @@ static int l_duplicate(lua_State *L) {
   int from = tp_check_fd(L, 1);
   int *fd = tp_new_fd(L);
   *fd = fcntl(from, F_DUPFD_CLOEXEC, 3);
-  return *fd < 0 ? fail_errno(L, "duplicate descriptor") : 1;
+  return *fd < 0 ? tp_lua_fail_errno(L, "duplicate descriptor") : 1;
 }
 
 /* core.fd.close_from(first): closes every descriptor from that number on. For a daemon's start. */
@@ -185,7 +172,7 @@ static int l_close_from(lua_State *L) {
 /* core.fd.lock(fd) -> true | nil, message, "EAGAIN" when another process holds the lock */
 static int l_lock(lua_State *L) {
   if (flock(tp_check_fd(L, 1), LOCK_EX | LOCK_NB) < 0)
-    return fail_errno(L, "lock");
+    return tp_lua_fail_errno(L, "lock");
   lua_pushboolean(L, 1);
   return 1;
 }
@@ -201,7 +188,7 @@ static int l_read(lua_State *L) {
     got = read(fd, buffer, (size_t)size);
   while (got < 0 && errno == EINTR);
   if (got < 0)
-    return fail_errno(L, "read");
+    return tp_lua_fail_errno(L, "read");
   lua_pushlstring(L, buffer, (size_t)got);
   return 1;
 }
@@ -219,7 +206,7 @@ static int l_write(lua_State *L) {
     put = write(fd, bytes + offset, length - offset);
   while (put < 0 && errno == EINTR);
   if (put < 0)
-    return fail_errno(L, "write");
+    return tp_lua_fail_errno(L, "write");
   lua_pushinteger(L, put);
   return 1;
 }
@@ -238,16 +225,10 @@ int tp_open_fd(lua_State *L) {
                                        {"read", l_read},
                                        {"write", l_write},
                                        {NULL, NULL}};
-  luaL_newmetatable(L, FD_TYPE);
-  lua_pushcfunction(L, l_close);
-  lua_setfield(L, -2, "__gc");
+  tp_define_class(L, FD_TYPE, l_close, methods);
+  luaL_getmetatable(L, FD_TYPE);
   lua_pushcfunction(L, l_tostring);
   lua_setfield(L, -2, "__tostring");
-  lua_newtable(L);
-  luaL_register(L, NULL, methods);
-  lua_setfield(L, -2, "__index");
   lua_pop(L, 1);
-  lua_newtable(L);
-  luaL_register(L, NULL, functions);
-  return 1;
+  return tp_push_functions(L, functions);
 }

@@ -69,24 +69,18 @@ static int l_populated(lua_State *L) {
   return 1;
 }
 
-static int open_table(lua_State *L, const luaL_Reg *functions) {
-  lua_newtable(L);
-  luaL_register(L, NULL, functions);
-  return 1;
-}
-
 int tp_open_namespace(lua_State *L) {
   static const luaL_Reg functions[] = {{"unshare_mount", l_unshare_mount}, {NULL, NULL}};
-  return open_table(L, functions);
+  return tp_push_functions(L, functions);
 }
 
 int tp_open_seccomp(lua_State *L) {
   static const luaL_Reg functions[] = {{"filter", l_filter}, {NULL, NULL}};
-  return open_table(L, functions);
+  return tp_push_functions(L, functions);
 }
 
 int tp_open_cgroup(lua_State *L) {
   static const luaL_Reg functions[] = {
       {"leaf", l_leaf}, {"kill", l_kill}, {"signal", l_signal}, {"populated", l_populated}, {NULL, NULL}};
-  return open_table(L, functions);
+  return tp_push_functions(L, functions);
 }

@@ -162,11 +162,6 @@ static int l_code(lua_State *L) {
 int tp_open_plan(lua_State *L) {
   static const luaL_Reg functions[] = {
       {"encode", l_encode}, {"check", l_check}, {"code", l_code}, {NULL, NULL}};
-  luaL_newmetatable(L, "tidepool.PlanWriter");
-  lua_pushcfunction(L, l_writer_gc);
-  lua_setfield(L, -2, "__gc");
-  lua_pop(L, 1);
-  lua_newtable(L);
-  luaL_register(L, NULL, functions);
-  return 1;
+  tp_define_class(L, "tidepool.PlanWriter", l_writer_gc, NULL);
+  return tp_push_functions(L, functions);
 }

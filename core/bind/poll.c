@@ -22,12 +22,6 @@ static struct poll *check_poll(lua_State *L) {
   return poll;
 }
 
-static int fail_errno(lua_State *L, const char *what) {
-  struct tp_error err;
-  tp_fail(&err, errno, "%s", what);
-  return tp_lua_fail(L, &err);
-}
-
 static int control(struct poll *poll, int operation, const char *events) {
   struct epoll_event event = {0};
   if (strchr(events, 'r'))
@@ -48,9 +42,9 @@ static int l_open(lua_State *L) {
   lua_setmetatable(L, -2);
   poll->epoll = epoll_create1(EPOLL_CLOEXEC);
   if (poll->epoll < 0)
-    return fail_errno(L, "make epoll");
+    return tp_lua_fail_errno(L, "make epoll");
   if (control(poll, EPOLL_CTL_ADD, events) < 0)
-    return fail_errno(L, "watch descriptor");
+    return tp_lua_fail_errno(L, "watch descriptor");
   return 1;
 }
 
@@ -64,7 +58,7 @@ static int l_number(lua_State *L) {
 static int l_set(lua_State *L) {
   struct poll *poll = check_poll(L);
   if (control(poll, EPOLL_CTL_MOD, luaL_checkstring(L, 2)) < 0)
-    return fail_errno(L, "watch descriptor");
+    return tp_lua_fail_errno(L, "watch descriptor");
   lua_pushboolean(L, 1);
   return 1;
 }
@@ -82,14 +76,6 @@ int tp_open_poll(lua_State *L) {
   static const luaL_Reg methods[] = {
       {"number", l_number}, {"set", l_set}, {"close", l_close}, {NULL, NULL}};
   static const luaL_Reg functions[] = {{"open", l_open}, {NULL, NULL}};
-  luaL_newmetatable(L, POLL_TYPE);
-  lua_pushcfunction(L, l_close);
-  lua_setfield(L, -2, "__gc");
-  lua_newtable(L);
-  luaL_register(L, NULL, methods);
-  lua_setfield(L, -2, "__index");
-  lua_pop(L, 1);
-  lua_newtable(L);
-  luaL_register(L, NULL, functions);
-  return 1;
+  tp_define_class(L, POLL_TYPE, l_close, methods);
+  return tp_push_functions(L, functions);
 }

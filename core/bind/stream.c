@@ -313,25 +313,13 @@ static int l_decoder_gc(lua_State *L) {
   return 0;
 }
 
-static void new_type(lua_State *L, const char *name, const luaL_Reg *methods, lua_CFunction gc) {
-  luaL_newmetatable(L, name);
-  lua_pushcfunction(L, gc);
-  lua_setfield(L, -2, "__gc");
-  lua_newtable(L);
-  luaL_register(L, NULL, methods);
-  lua_setfield(L, -2, "__index");
-  lua_pop(L, 1);
-}
-
 int tp_open_stream(lua_State *L) {
   static const luaL_Reg stream_methods[] = {
       {"read", l_read},   {"write", l_write},   {"eof", l_eof},     {"resize", l_resize},
       {"flush", l_flush}, {"number", l_number}, {"close", l_close}, {NULL, NULL}};
   static const luaL_Reg decoder_methods[] = {{"feed", l_feed}, {"next", l_next}, {NULL, NULL}};
   static const luaL_Reg functions[] = {{"open", l_open}, {"decoder", l_decoder}, {NULL, NULL}};
-  new_type(L, STREAM_TYPE, stream_methods, l_close);
-  new_type(L, DECODER_TYPE, decoder_methods, l_decoder_gc);
-  lua_newtable(L);
-  luaL_register(L, NULL, functions);
-  return 1;
+  tp_define_class(L, STREAM_TYPE, l_close, stream_methods);
+  tp_define_class(L, DECODER_TYPE, l_decoder_gc, decoder_methods);
+  return tp_push_functions(L, functions);
 }
