@@ -117,40 +117,59 @@ end
 
 -- One measurement: { name, unit, goal, rounds, burst, ours = fn, peers = { NAME = fn } }. Each fn
 -- takes one sample and returns it (or raises). A round is `burst` samples of ours and one of each
--- peer; a peer that fails or has spent its budget is left out of the later ones.
+-- peer; a peer that fails or has spent its budget is left out of the later ones. With `after`, they
+-- don't take turns: each has all its rounds, then after(NAME, or nil for ours) is called.
 local function sample(measurement, peers)
-  local ours, theirs, out, extra = {}, {}, {}, {}
+  local ours, theirs, out, extra, spent = {}, {}, {}, {}, {}
   for name in pairs(measurement.peers) do
     if peers[name] then
       theirs[name] = {}
     end
   end
-  local spent = {}
-  for round = 1, measurement.rounds do
+
+  local function sample_ours()
     for _ = 1, measurement.burst do
       local value, also = measurement.ours()
       ours[#ours + 1] = value
       extra[#extra + 1] = also
     end
-    for _, name in ipairs(PEERS) do
-      if theirs[name] and not out[name] and (spent[name] or 0) < PEER_BUDGET then
-        local began = uv.hrtime()
-        local ok, value = pcall(measurement.peers[name])
-        spent[name] = (spent[name] or 0) + (uv.hrtime() - began) / 1e9
-        if ok then
-          table.insert(theirs[name], value)
-        else
-          out[name] = true
-          note("  %s: %s is left out: %s", measurement.name, name, tostring(value))
-        end
-      end
+  end
+
+  local function sample_peer(name)
+    if not theirs[name] or out[name] or (spent[name] or 0) > PEER_BUDGET then
+      return
     end
-    if uv.guess_handle(2) == "tty" then
-      io.stderr:write(string.format("\r\27[K%s %d/%d", measurement.name, round, measurement.rounds))
+    local began = uv.hrtime()
+    local ok, value = pcall(measurement.peers[name])
+    spent[name] = (spent[name] or 0) + (uv.hrtime() - began) / 1e9
+    if ok then
+      table.insert(theirs[name], value)
+    else
+      out[name] = true
+      note("  %s: %s is left out: %s", measurement.name, name, tostring(value))
     end
   end
-  if uv.guess_handle(2) == "tty" then
-    io.stderr:write("\r\27[K")
+
+  if measurement.after then
+    for _ = 1, measurement.rounds do
+      sample_ours()
+    end
+    measurement.after(nil)
+    for _, name in ipairs(PEERS) do
+      for _ = 1, measurement.rounds do
+        sample_peer(name)
+      end
+      if theirs[name] then
+        measurement.after(name)
+      end
+    end
+  else
+    for _ = 1, measurement.rounds do
+      sample_ours()
+      for _, name in ipairs(PEERS) do
+        sample_peer(name)
+      end
+    end
   end
 
   local result = {
