@@ -181,7 +181,7 @@ static int keep_descriptors(struct tp_channel *channel, struct msghdr *message,
 static int read_some(struct tp_channel *channel, struct tp_error *err) {
   uint8_t *room;
   size_t size;
-  if (tp_frame_reserve(&channel->decoder, READ_SIZE, &room, &size, err) < 0)
+  if (tp_buffer_reserve(&channel->decoder.input, READ_SIZE, &room, &size, err) < 0)
     return -1;
 
   union {
@@ -205,7 +205,7 @@ static int read_some(struct tp_channel *channel, struct tp_error *err) {
     channel->ended = true;
     return 0;
   }
-  tp_frame_commit(&channel->decoder, (size_t)got);
+  tp_buffer_commit(&channel->decoder.input, (size_t)got);
   if (keep_descriptors(channel, &message, err) < 0)
     return -1;
   return 1;

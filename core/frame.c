@@ -2,50 +2,22 @@
 #include "frame.h"
 
 #include <errno.h>
-#include <stdlib.h>
-#include <string.h>
 
 void tp_frame_decoder_init(struct tp_frame_decoder *decoder, size_t limit) {
   *decoder = (struct tp_frame_decoder){.limit = limit};
 }
 
 void tp_frame_decoder_free(struct tp_frame_decoder *decoder) {
-  free(decoder->bytes);
-  *decoder = (struct tp_frame_decoder){.limit = decoder->limit};
-}
-
-int tp_frame_reserve(struct tp_frame_decoder *decoder, size_t want, uint8_t **room, size_t *size,
-                     struct tp_error *err) {
-  if (decoder->start == decoder->end)
-    decoder->start = decoder->end = 0;
-  if (decoder->size - decoder->end < want && decoder->start > 0) {
-    memmove(decoder->bytes, decoder->bytes + decoder->start, decoder->end - decoder->start);
-    decoder->end -= decoder->start;
-    decoder->start = 0;
-  }
-  if (decoder->size - decoder->end < want) {
-    size_t wanted = decoder->end + want;
-    uint8_t *grown = realloc(decoder->bytes, wanted);
-    if (!grown)
-      return tp_fail(err, ENOMEM, "grow frame buffer to %zu bytes", wanted);
-    decoder->bytes = grown;
-    decoder->size = wanted;
-  }
-  *room = decoder->bytes + decoder->end;
-  *size = decoder->size - decoder->end;
-  return 0;
-}
-
-void tp_frame_commit(struct tp_frame_decoder *decoder, size_t got) {
-  decoder->end += got;
+  tp_buffer_free(&decoder->input);
 }
 
 int tp_frame_next(struct tp_frame_decoder *decoder, struct tp_frame *frame, struct tp_error *err) {
-  size_t have = decoder->end - decoder->start;
+  struct tp_buffer *input = &decoder->input;
+  size_t have = input->end - input->start;
   if (have < TP_FRAME_HEADER)
     return 0;
 
-  const uint8_t *at = decoder->bytes + decoder->start;
+  const uint8_t *at = input->bytes + input->start;
   size_t length = at[0] | (size_t)at[1] << 8 | (size_t)at[2] << 16 | (size_t)at[3] << 24;
   unsigned fds = at[4] | (unsigned)at[5] << 8;
   if (length > decoder->limit)
@@ -58,7 +30,7 @@ int tp_frame_next(struct tp_frame_decoder *decoder, struct tp_frame *frame, stru
     return 0;
 
   *frame = (struct tp_frame){.payload = at + TP_FRAME_HEADER, .length = length, .fds = fds};
-  decoder->start += TP_FRAME_HEADER + length;
+  input->start += TP_FRAME_HEADER + length;
   return 1;
 }
 

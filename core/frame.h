@@ -10,16 +10,15 @@
 #include <stddef.h>
 #include <stdint.h>
 
-#include "error.h"
+#include "buffer.h"
 
 #define TP_FRAME_HEADER 8
 #define TP_FRAME_LIMIT (4u << 20) /* largest payload, bytes */
 #define TP_FRAME_FDS 8            /* most descriptors with one frame */
 
 struct tp_frame_decoder {
-  uint8_t *bytes; /* buffered input */
-  size_t start, end, size;
-  size_t limit;
+  struct tp_buffer input; /* read into it, then ask for frames */
+  size_t limit;           /* largest payload, bytes */
 };
 
 struct tp_frame {
@@ -30,11 +29,6 @@ struct tp_frame {
 
 void tp_frame_decoder_init(struct tp_frame_decoder *decoder, size_t limit);
 void tp_frame_decoder_free(struct tp_frame_decoder *decoder);
-
-/* Room for at least `want` bytes to read into; commit what was read. */
-int tp_frame_reserve(struct tp_frame_decoder *decoder, size_t want, uint8_t **room, size_t *size,
-                     struct tp_error *err);
-void tp_frame_commit(struct tp_frame_decoder *decoder, size_t got);
 
 /* 1: *frame is the next one; 0: feed more; -1: not a frame (EMSGSIZE, EBADMSG). */
 int tp_frame_next(struct tp_frame_decoder *decoder, struct tp_frame *frame, struct tp_error *err);

@@ -2,38 +2,7 @@
 #include "stream.h"
 
 #include <errno.h>
-#include <stdlib.h>
 #include <string.h>
-
-void tp_stream_free(struct tp_stream_decoder *decoder) {
-  free(decoder->bytes);
-  *decoder = (struct tp_stream_decoder){0};
-}
-
-int tp_stream_reserve(struct tp_stream_decoder *decoder, size_t want, uint8_t **room, size_t *size,
-                      struct tp_error *err) {
-  if (decoder->start == decoder->end)
-    decoder->start = decoder->end = 0;
-  if (decoder->size - decoder->end < want && decoder->start > 0) {
-    memmove(decoder->bytes, decoder->bytes + decoder->start, decoder->end - decoder->start);
-    decoder->end -= decoder->start;
-    decoder->start = 0;
-  }
-  if (decoder->size - decoder->end < want) {
-    uint8_t *grown = realloc(decoder->bytes, decoder->end + want);
-    if (!grown)
-      return tp_fail(err, ENOMEM, "grow stream buffer to %zu bytes", decoder->end + want);
-    decoder->bytes = grown;
-    decoder->size = decoder->end + want;
-  }
-  *room = decoder->bytes + decoder->end;
-  *size = decoder->size - decoder->end;
-  return 0;
-}
-
-void tp_stream_commit(struct tp_stream_decoder *decoder, size_t got) {
-  decoder->end += got;
-}
 
 static uint64_t number(const uint8_t *at, unsigned size) {
   uint64_t value = 0;
@@ -42,12 +11,12 @@ static uint64_t number(const uint8_t *at, unsigned size) {
   return value;
 }
 
-static int parse(struct tp_stream_decoder *decoder, struct tp_stream_frame *frame,
+static int parse(struct tp_buffer *input, struct tp_stream_frame *frame,
                  struct tp_error *err) {
-  size_t have = decoder->end - decoder->start;
+  size_t have = input->end - input->start;
   if (have < TP_ATTACH_HEADER)
     return 0;
-  uint8_t *at = decoder->bytes + decoder->start, *payload = at + TP_ATTACH_HEADER;
+  uint8_t *at = input->bytes + input->start, *payload = at + TP_ATTACH_HEADER;
   size_t length = (size_t)number(at + 4, 4);
   *frame = (struct tp_stream_frame){.type = at[0], .stream = at[1], .offset = number(at + 8, 8)};
   size_t least = 0, most = 0;
@@ -77,24 +46,24 @@ static int parse(struct tp_stream_decoder *decoder, struct tp_stream_frame *fram
     frame->bytes = payload;
     frame->length = length;
   }
-  decoder->start += TP_ATTACH_HEADER + length;
+  input->start += TP_ATTACH_HEADER + length;
   return 1;
 }
 
-int tp_stream_next(struct tp_stream_decoder *decoder, int coalesce, struct tp_stream_frame *frame,
+int tp_stream_next(struct tp_buffer *input, int coalesce, struct tp_stream_frame *frame,
                    struct tp_error *err) {
-  int found = parse(decoder, frame, err);
+  int found = parse(input, frame, err);
   if (found <= 0 || !coalesce || frame->type != TP_ATTACH_DATA)
     return found;
   for (;;) {
-    size_t before = decoder->start;
+    size_t before = input->start;
     struct tp_stream_frame more;
     struct tp_error ignored; /* met again by the next call */
-    if (parse(decoder, &more, &ignored) <= 0)
+    if (parse(input, &more, &ignored) <= 0)
       break;
     if (more.type != TP_ATTACH_DATA || more.stream != frame->stream ||
         more.offset != frame->offset + frame->length) {
-      decoder->start = before;
+      input->start = before;
       break;
     }
     memmove((uint8_t *)frame->bytes + frame->length, more.bytes, more.length);

@@ -8,7 +8,7 @@
 #include <stddef.h>
 #include <stdint.h>
 
-#include "error.h"
+#include "buffer.h"
 #include "init/protocol.h"
 
 struct tp_stream_frame {
@@ -23,19 +23,9 @@ struct tp_stream_frame {
   uint64_t wall;           /* EXIT: ns */
 };
 
-struct tp_stream_decoder {
-  uint8_t *bytes;
-  size_t start, end, size;
-};
-
-void tp_stream_free(struct tp_stream_decoder *decoder);
-/* Room to read into, at least `want` bytes; commit what was read. */
-int tp_stream_reserve(struct tp_stream_decoder *decoder, size_t want, uint8_t **room, size_t *size,
-                      struct tp_error *err);
-void tp_stream_commit(struct tp_stream_decoder *decoder, size_t got);
-/* 1: *frame is the next one; 0: feed more; -1: not a frame. DATA frames that follow each other
+/* Takes from what was read into `input`. 1: *frame is the next one; 0: feed more; -1: not a frame. DATA frames that follow each other
  * come as one when `coalesce`: the bytes are moved together in place. */
-int tp_stream_next(struct tp_stream_decoder *decoder, int coalesce, struct tp_stream_frame *frame,
+int tp_stream_next(struct tp_buffer *input, int coalesce, struct tp_stream_frame *frame,
                    struct tp_error *err);
 
 void tp_stream_input_header(uint8_t header[TP_ATTACH_INPUT_HEADER], unsigned type, size_t length);

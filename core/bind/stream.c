@@ -28,7 +28,7 @@
 struct stream {
   int fd;
   bool ended, failed;
-  struct tp_stream_decoder decoder;
+  struct tp_buffer input; /* what was read of frames */
   size_t read_size;
   uint8_t *outgoing; /* the rest of an input frame that the socket took in part; OUTGOING bytes */
   size_t outgoing_start, outgoing_end;
@@ -94,7 +94,7 @@ static int fill(struct stream *stream, struct tp_error *err) {
   while (!stream->ended && total < READ_SIZE) {
     uint8_t *room;
     size_t size;
-    if (tp_stream_reserve(&stream->decoder, stream->read_size, &room, &size, err) < 0)
+    if (tp_buffer_reserve(&stream->input, stream->read_size, &room, &size, err) < 0)
       return -1;
     ssize_t got = read(stream->fd, room, size);
     if (got < 0 && errno == EINTR)
@@ -109,7 +109,7 @@ static int fill(struct stream *stream, struct tp_error *err) {
     }
     if ((size_t)got == size)
       stream->read_size = READ_SIZE;
-    tp_stream_commit(&stream->decoder, (size_t)got);
+    tp_buffer_commit(&stream->input, (size_t)got);
     total += (size_t)got;
   }
   return 0;
@@ -124,11 +124,11 @@ static int l_read(lua_State *L) {
     return fail_code(L, EPIPE, "stream is closed");
   if (stream->failed)
     return fail_code(L, EBADMSG, "read stream");
-  int found = tp_stream_next(&stream->decoder, 1, &frame, &err);
+  int found = tp_stream_next(&stream->input, 1, &frame, &err);
   if (found == 0) {
     if (fill(stream, &err) < 0)
       return tp_lua_fail(L, &err);
-    found = tp_stream_next(&stream->decoder, 1, &frame, &err);
+    found = tp_stream_next(&stream->input, 1, &frame, &err);
   }
   if (found < 0) {
     stream->failed = true;
@@ -267,14 +267,14 @@ static int l_close(lua_State *L) {
   free(stream->outgoing);
   stream->outgoing = NULL;
   stream->outgoing_start = stream->outgoing_end = 0;
-  tp_stream_free(&stream->decoder);
+  tp_buffer_free(&stream->input);
   return 0;
 }
 
 /* core.stream.decoder() -> decoder: decoder:feed(bytes), decoder:next() -> a frame as stream:read
  * gives it; EAGAIN asks for more bytes */
 static int l_decoder(lua_State *L) {
-  struct tp_stream_decoder *decoder = lua_newuserdata(L, sizeof *decoder);
+  struct tp_buffer *decoder = lua_newuserdata(L, sizeof *decoder);
   memset(decoder, 0, sizeof *decoder);
   luaL_getmetatable(L, DECODER_TYPE);
   lua_setmetatable(L, -2);
@@ -282,22 +282,22 @@ static int l_decoder(lua_State *L) {
 }
 
 static int l_feed(lua_State *L) {
-  struct tp_stream_decoder *decoder = luaL_checkudata(L, 1, DECODER_TYPE);
+  struct tp_buffer *decoder = luaL_checkudata(L, 1, DECODER_TYPE);
   size_t length, size;
   const char *bytes = luaL_checklstring(L, 2, &length);
   uint8_t *room;
   struct tp_error err;
-  if (tp_stream_reserve(decoder, length, &room, &size, &err) < 0)
+  if (tp_buffer_reserve(decoder, length, &room, &size, &err) < 0)
     return tp_lua_fail(L, &err);
   if (length)
     memcpy(room, bytes, length);
-  tp_stream_commit(decoder, length);
+  tp_buffer_commit(decoder, length);
   lua_pushboolean(L, 1);
   return 1;
 }
 
 static int l_next(lua_State *L) {
-  struct tp_stream_decoder *decoder = luaL_checkudata(L, 1, DECODER_TYPE);
+  struct tp_buffer *decoder = luaL_checkudata(L, 1, DECODER_TYPE);
   struct tp_stream_frame frame;
   struct tp_error err;
   int found = tp_stream_next(decoder, 0, &frame, &err);
@@ -309,7 +309,7 @@ static int l_next(lua_State *L) {
 }
 
 static int l_decoder_gc(lua_State *L) {
-  tp_stream_free(luaL_checkudata(L, 1, DECODER_TYPE));
+  tp_buffer_free(luaL_checkudata(L, 1, DECODER_TYPE));
   return 0;
 }
 

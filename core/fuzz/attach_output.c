@@ -8,17 +8,17 @@
 int LLVMFuzzerTestOneInput(const uint8_t *bytes, size_t length);
 
 static size_t decode(const uint8_t *bytes, size_t length, size_t piece, int coalesce) {
-  struct tp_stream_decoder decoder = {0};
+  struct tp_buffer decoder = {0};
   struct tp_error err;
   size_t carried = 0;
   int found = 0;
   while (length && found >= 0) {
     size_t part = piece < length ? piece : length, size;
     uint8_t *room;
-    if (tp_stream_reserve(&decoder, part, &room, &size, &err) < 0)
+    if (tp_buffer_reserve(&decoder, part, &room, &size, &err) < 0)
       abort();
     memcpy(room, bytes, part);
-    tp_stream_commit(&decoder, part);
+    tp_buffer_commit(&decoder, part);
     bytes += part, length -= part;
     struct tp_stream_frame frame;
     while ((found = tp_stream_next(&decoder, coalesce, &frame, &err)) > 0) {
@@ -28,7 +28,7 @@ static size_t decode(const uint8_t *bytes, size_t length, size_t piece, int coal
       carried += frame.length;
     }
   }
-  tp_stream_free(&decoder);
+  tp_buffer_free(&decoder);
   return carried;
 }
 

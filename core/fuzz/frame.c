@@ -16,10 +16,10 @@ int LLVMFuzzerTestOneInput(const uint8_t *bytes, size_t length) {
     if (part > length)
       part = length;
     uint8_t *room;
-    if (tp_frame_reserve(&decoder, part, &room, &size, &err) < 0)
+    if (tp_buffer_reserve(&decoder.input, part, &room, &size, &err) < 0)
       break;
     memcpy(room, bytes, part);
-    tp_frame_commit(&decoder, part);
+    tp_buffer_commit(&decoder.input, part);
     bytes += part, length -= part;
 
     struct tp_frame frame;
