@@ -14,6 +14,8 @@ local FILE_LIMIT = 600 -- seconds for one spec file
 local SILENCE_LIMIT = 240 -- seconds without a word from it; a test that builds an image takes a minute
 
 local totals
+local running -- the process group of the program that runs now
+local interrupted = false
 
 local function say(...)
   io.write(...)
@@ -99,6 +101,7 @@ local function run(argv, options)
     finished:set(signal ~= 0 and ("signal " .. signal) or code)
   end))
   uv.fs_close(ends.write)
+  running = handle and pid
   if not handle then
     pipe:close()
     return tostring(pid), ""
@@ -124,6 +127,7 @@ local function run(argv, options)
     finished:wait()
     status = "timeout"
   end
+  running = nil
   -- A daemon that the program left behind may hold the pipe for ever.
   reading:wait(1)
   uv.kill(-pid, "sigkill")
@@ -338,6 +342,17 @@ function testing.main(args)
   end
   totals = { passed = 0, failed = 0, skipped = 0, broken = {}, times = {} }
   local began = os.time()
+  -- Interrupted, it still ends what the specs started.
+  for _, name in ipairs { "sigint", "sigterm" } do
+    local signal = uv.new_signal()
+    signal:start(name, async.guarded(function()
+      interrupted = true
+      if running then
+        uv.kill(-running, "sigkill")
+      end
+    end))
+    signal:unref()
+  end
   async.run(function()
     if not pattern then
       say("the sources\n")
@@ -350,7 +365,9 @@ function testing.main(args)
     prepare_state()
     local files, filter = choose(spec_files(), pattern)
     for _, file in ipairs(files) do
-      run_spec(file, filter, root)
+      if not interrupted then
+        run_spec(file, filter, root)
+      end
     end
     ending(root)
     run({ "rm", "-rf", "--one-file-system", root }, { quiet = true })
@@ -363,6 +380,10 @@ function testing.main(args)
     slow[i] = string.format("%s %.0f s", totals.times[i].file, totals.times[i].seconds)
   end
   say("\n", tostring(os.time() - began), " s", #slow > 0 and "; slowest: " or "", table.concat(slow, ", "), "\n")
+  if interrupted then
+    count(0, 1, 0)
+    totals.broken[#totals.broken + 1] = "interrupted"
+  end
   for _, name in ipairs(totals.broken) do
     say("failed: ", name, "\n")
   end

@@ -1,10 +1,24 @@
--- The last program of a test run: ends the shared server and says what was left on the machine.
--- A process of its own, so that it works whatever state the specs were in.
+-- The last program of a test run: ends every server that is still there and says what was left on
+-- the machine. A process of its own, so that it works whatever state the specs were in.
+local client = require("tidepool.client")
 local machine = require("spec.support.machine")
-local client = require("tidepool.client").new({ start = false })
 
-local left = machine.close(client)
 local root = assert(os.getenv("TIDEPOOL_TEST_ROOT"))
+local left = {}
+
+local function close(server)
+  for _, sentence in ipairs(machine.close(client.new({ start = false, state = server.state, run = server.run }))) do
+    left[#left + 1] = sentence
+  end
+end
+
+local shared = os.getenv("TIDEPOOL_RUN")
+for _, server in ipairs(machine.servers(root)) do
+  if server.run ~= shared then
+    left[#left + 1] = "a server of a spec file, at " .. server.run
+  end
+  close(server)
+end
 for _, sentence in ipairs(machine.leftovers(root, root)) do
   left[#left + 1] = sentence
 end

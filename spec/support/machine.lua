@@ -107,6 +107,20 @@ local function processes_of(run)
   return found
 end
 
+--- The servers whose run directory is below `root`: a list of { pid, state, run }.
+function machine.servers(root)
+  local found = {}
+  for _, pid in ipairs(machine.names("/proc")) do
+    local environ = pid:match("^%d+$") and machine.read("/proc/" .. pid .. "/environ")
+    local run = environ and ("\0" .. environ):match("%zTIDEPOOL_RUN=(%Z*)")
+    local command = machine.read("/proc/" .. pid .. "/cmdline") or ""
+    if run and run:sub(1, #root) == root and command:find("\0serve\0", 1, true) then
+      found[#found + 1] = { pid = tonumber(pid), run = run, state = ("\0" .. environ):match("%zTIDEPOOL_STATE=(%Z*)") }
+    end
+  end
+  return found
+end
+
 local function loops_of(state)
   local found = {}
   for _, name in ipairs(machine.names("/sys/block")) do
