@@ -8,6 +8,7 @@
 -- connection, never the process. A request runs in a task of its own.
 local mpack = require("mpack")
 local async = require("tidepool.async")
+local msgpack = require("tidepool.msgpack")
 local transport = require("tidepool.transport")
 
 local rpc = {}
@@ -81,7 +82,7 @@ local function handle_response(self, message, fds)
 end
 
 local function dispatch(self, bytes, fds)
-  local ok, message = pcall(mpack.unpack, bytes)
+  local ok, message = msgpack.decode(bytes)
   if not ok or type(message) ~= "table" then
     transport.close_all(fds)
     return nil, "not a msgpack message"
