@@ -8,8 +8,16 @@ local transport = {}
 local Transport = {}
 Transport.__index = Transport
 
-local function read_all(self)
-  while not self.closed do
+-- Messages taken in one turn of the loop: a peer that sends without a pause must not starve the others.
+local TURN = 64
+
+local read_all
+function read_all(self)
+  self.continuing = false
+  for _ = 1, TURN do
+    if self.closed then
+      return
+    end
     local bytes, fds, code = self.channel:receive()
     if bytes then
       local ok, complaint = self.on_message(bytes, fds or {})
@@ -21,6 +29,13 @@ local function read_all(self)
     else
       return self:close(fds, code)
     end
+  end
+  -- What the channel has buffered would not wake us again.
+  if not self.continuing then
+    self.continuing = true
+    async.after(0, function()
+      read_all(self)
+    end)
   end
 end
 
@@ -46,7 +61,7 @@ function transport.open(channel, options)
     if not self.closed and self.watch.events == "rw" then
       write_more(self)
     end
-    if not self.closed then
+    if not self.closed and not self.continuing then
       read_all(self)
     end
   end))
