@@ -60,12 +60,43 @@ local function handle_frame(one, bytes, fds)
   end
 end
 
+local replace
+
+local RETRY = 1 -- seconds between starts, at most one in that time is at once
+local NUDGE = 3 -- seconds after which a spawner that works on a plan is told to go on, should it be stopped
+local GIVE_UP = 120 -- seconds after which it is killed: it hangs
+
+-- Sees to it that plans end. A spawner in the middle of a long flush answers in its own time; one that
+-- was stopped by somebody goes on; one that hangs makes place for another.
+local function guard(one)
+  if one.guarding then
+    return
+  end
+  one.guarding = async.after(NUDGE, function()
+    one.guarding = nil
+    local oldest = math.huge
+    for _, since in pairs(one.since) do
+      oldest = math.min(oldest, since)
+    end
+    local age = uv.hrtime() / 1e9 - oldest
+    if one.pool.members[one.index] ~= one or age < 0 then
+      return
+    elseif age >= GIVE_UP then
+      async.on_error(("spawner: %d does not answer, killed"):format(one.pid))
+      uv.kill(one.pid, "sigkill") -- its end is noticed as any other's
+    elseif age >= NUDGE then
+      uv.kill(one.pid, "sigcont")
+    end
+    guard(one)
+  end)
+end
+
 local function start_one(pool, index)
   local ours, theirs = core.fd.pair()
   if not ours then
     return nil, theirs, "EMFILE"
   end
-  local one = { pool = pool, index = index, waiting = {}, load = 0, serial = 0 }
+  local one = { pool = pool, index = index, waiting = {}, since = {}, load = 0, serial = 0 }
   local handle, pid, code = uv.spawn(pool.program, {
     args = {},
     stdio = { nil, nil, 2, theirs:number() },
@@ -104,6 +135,7 @@ function spawner.start(count, options)
   local pool = setmetatable({
     members = {},
     listeners = {},
+    ready = async.event(),
     program = (options and options.tools or paths.build()) .. "/tidepool-spawner",
     count = count or 2,
   }, Pool)
@@ -131,10 +163,34 @@ function Pool:exited(pid, status)
   end
 end
 
+-- Starts another in its place. Not at once for ever: a program that can't start would spin.
+function replace(self, index)
+  local now = uv.hrtime() / 1e9
+  local soon = now - (self.replaced or -RETRY) >= RETRY
+  self.replaced = now
+  async.after(soon and 0 or RETRY, function()
+    if self.closed or self.members[index] then
+      return
+    end
+    local one, message = start_one(self, index)
+    if one then
+      self.ready:set(true)
+      self.ready = async.event()
+    else
+      async.on_error("spawner: " .. message)
+      replace(self, index)
+    end
+  end)
+end
+
 --- One spawner is gone: its plans fail, and another takes its place.
 function Pool:lost(one)
   if self.members[one.index] ~= one then
     return
+  end
+  if one.guarding then
+    one.guarding()
+    one.guarding = nil
   end
   self.members[one.index] = nil
   one.transport:close()
@@ -143,15 +199,7 @@ function Pool:lost(one)
   for _, waiter in pairs(waiting) do
     waiter(nil, "the spawner ended while it executed the plan", "ECONNRESET")
   end
-  if not self.closed then
-    -- Not at once for ever: a program that can't start would spin.
-    self.failures = (self.failures or 0) + 1
-    async.after(self.failures > 3 and 1 or 0, function()
-      if not self.closed and not self.members[one.index] then
-        start_one(self, one.index)
-      end
-    end)
-  end
+  replace(self, one.index)
 end
 
 -- How many plans in the foreground one in the background weighs: it waits for a file system.
@@ -183,21 +231,31 @@ function Pool:execute(plan, fds, background)
       return nil, message, code
     end
   end
-  local one = least_busy(self, background)
-  if not one then
-    return nil, "no spawner is running", self.closed and "ECANCELED" or "EAGAIN"
-  end
-  local serial = one.serial % 0xffffffff + 1
-  one.serial = serial
-  local sent
-  sent, message, code = one.transport:send(put_u32(serial) .. plan, fds)
-  if not sent then
-    return nil, message, code
-  end
+  local one, serial
+  repeat
+    one = least_busy(self, background)
+    if not one and not self.closed then
+      self.ready:wait(2 * RETRY) -- all ended at once; others are starting
+      one = least_busy(self, background)
+    end
+    if not one then
+      return nil, "no spawner is running", self.closed and "ECANCELED" or "EAGAIN"
+    end
+    serial = one.serial % 0xffffffff + 1
+    one.serial = serial
+    local sent
+    sent, message, code = one.transport:send(put_u32(serial) .. plan, fds)
+    if not sent and self.members[one.index] == one then
+      return nil, message, code -- the plan is at fault, not the spawner
+    end
+  until sent -- by one that was gone already nothing was executed
   local weight = background and BACKGROUND or 1
   one.load = one.load + weight
   return async.wait(function(wake)
+    one.since[serial] = uv.hrtime() / 1e9
+    guard(one)
     one.waiting[serial] = function(...)
+      one.since[serial] = nil
       one.load = one.load - weight
       wake(...)
     end
