@@ -62,7 +62,12 @@ void attach_close_all(struct process *process) {
 bool attach_possible(int fd) {
   int type = 0;
   socklen_t size = sizeof type;
-  return getsockopt(fd, SOL_SOCKET, SO_TYPE, &type, &size) == 0 && type == SOCK_STREAM;
+  if (getsockopt(fd, SOL_SOCKET, SO_TYPE, &type, &size) < 0 || type != SOCK_STREAM)
+    return false;
+  /* One that listens, or never was connected, would have us wait for a peer that can't come. */
+  struct sockaddr_storage peer;
+  size = sizeof peer;
+  return getpeername(fd, (struct sockaddr *)&peer, &size) == 0;
 }
 
 int attach_open(struct process *process, int fd, uint32_t flags, uint64_t offset) {

@@ -187,6 +187,8 @@ static void agent(const struct origin *origin, struct tp_bytes user, struct rece
     refuse(origin, EBADMSG, "descriptors of agent");
   else if (shutting_down())
     refuse(origin, ECANCELED, "shutting down");
+  else if (!attach_possible(received->fd[received->count - 1]))
+    refuse(origin, ENOTSOCK, "agent");
   else
     start_agent(origin, user, received->count == 2 ? received->fd[0] : -1,
                 received->fd[received->count - 1]);

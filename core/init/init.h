@@ -178,7 +178,7 @@ void terminal_resize(struct process *process, uint16_t cols, uint16_t rows);
 
 /* Attachments: attach.c */
 
-bool attach_possible(int fd); /* it is a stream socket */
+bool attach_possible(int fd); /* it is a stream socket with a peer */
 int attach_open(struct process *process, int fd, uint32_t flags, uint64_t offset); /* 0 or errno */
 void attach_send(struct process *process);     /* as much as each socket takes */
 void attach_read(struct process *process);     /* after stdin has got room again */
