@@ -168,7 +168,7 @@ end
 local function call_once(self, verb, params, fds, on_progress)
   local at, message, code = connection(self)
   if not at then
-    return nil, message, code
+    return nil, message, code, code == "EPIPE" or code == "ECONNRESET"
   end
   local number
   local function finished(result, extra, why)

@@ -244,6 +244,15 @@ local function set_deadline(process, seconds)
   end)
 end
 
+-- init went while it had our request: the sandbox was stopped, destroyed or its init killed.
+local function stopped_under(sandbox, message, code)
+  local reason = sandbox.gone:wait(1)
+  if not reason then
+    return nil, message, code -- it runs, the link alone broke
+  end
+  return nil, "sandbox stopped: " .. reason, "ESTOPPED"
+end
+
 -- The name ("" for none) and key of what is to be started | nil, message, code.
 local function identify(params)
   if (params.argv == nil) == (params.line == nil) then
@@ -262,13 +271,17 @@ end
 
 -- Has init start it in a leaf of its own.
 local function request_start(sandbox, name, key, params, attach)
+  if not sandbox.link then
+    return nil, "sandbox is not running: " .. sandbox.name, "ESTOPPED"
+  end
   local leaf, message, code = sandbox:leaf(key)
   if not leaf then
     return nil, message, code
   end
   local argv = params.argv or { "/bin/sh", "-c", params.line }
   local reply, step
-  reply, message, code, step = sandbox.link:request("start", {
+  local link = sandbox.link
+  reply, message, code, step = link:request("start", {
     tty = params.tty,
     stdin = params.stdin,
     attach = attach ~= nil,
@@ -287,8 +300,14 @@ local function request_start(sandbox, name, key, params, attach)
   }, attach and { leaf, attach } or { leaf })
   leaf:close()
   if not reply then
+    if not sandbox.run or sandbox.link ~= link or link:is_closed() then
+      return stopped_under(sandbox, message, code)
+    end
     close_leaf(sandbox, key)
     return start_failure(params, message, code, step)
+  end
+  if sandbox.link ~= link then
+    return stopped_under(sandbox, "its run has ended", "ESTOPPED")
   end
   return register(sandbox, {
     id = reply.id,
