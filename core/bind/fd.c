@@ -3,6 +3,7 @@
 #include <fcntl.h>
 #include <string.h>
 #include <sys/file.h>
+#include <sys/resource.h>
 #include <sys/socket.h>
 #include <sys/stat.h>
 #include <sys/syscall.h>
@@ -211,6 +212,25 @@ static int l_write(lua_State *L) {
   return 1;
 }
 
+/* core.fd.raise_limit(most) -> how many descriptors this process may open now: as many as asked for where
+ * root may raise the hard limit, else the hard limit */
+static int l_raise_limit(lua_State *L) {
+  rlim_t most = (rlim_t)luaL_checkinteger(L, 1);
+  struct rlimit now;
+  if (getrlimit(RLIMIT_NOFILE, &now) < 0)
+    return tp_lua_fail_errno(L, "read limit of descriptors");
+  struct rlimit wanted = {.rlim_cur = now.rlim_max, .rlim_max = now.rlim_max};
+  if (wanted.rlim_max < most)
+    wanted = (struct rlimit){.rlim_cur = most, .rlim_max = most};
+  if (setrlimit(RLIMIT_NOFILE, &wanted) < 0) {
+    wanted = (struct rlimit){.rlim_cur = now.rlim_max, .rlim_max = now.rlim_max};
+    if (setrlimit(RLIMIT_NOFILE, &wanted) < 0)
+      return tp_lua_fail_errno(L, "raise limit of descriptors");
+  }
+  lua_pushnumber(L, (lua_Number)wanted.rlim_cur);
+  return 1;
+}
+
 int tp_open_fd(lua_State *L) {
   static const luaL_Reg methods[] = {
       {"number", l_number}, {"close", l_close}, {"take", l_take}, {NULL, NULL}};
@@ -220,6 +240,7 @@ int tp_open_fd(lua_State *L) {
                                        {"kind", l_kind},
                                        {"pidfd", l_pidfd},
                                        {"lock", l_lock},
+                                       {"raise_limit", l_raise_limit},
                                        {"duplicate", l_duplicate},
                                        {"close_from", l_close_from},
                                        {"read", l_read},

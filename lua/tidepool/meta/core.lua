@@ -72,6 +72,14 @@ function core.fd.close_from(first) end
 ---@return string? code "EAGAIN": somebody else holds it
 function core.fd.lock(fd) end
 
+--- Raises this process's limit of open descriptors: the soft one to the hard one, and both to `most` where
+-- the kernel lets us. What it starts inherits it.
+---@param most integer
+---@return integer? limit
+---@return string? message
+---@return string? code
+function core.fd.raise_limit(most) end
+
 --- Reads once.
 ---@param fd tidepool.Fd|integer
 ---@param size integer bytes, at most 64 MiB

@@ -20,7 +20,11 @@ function images.load(server)
   for _, name in ipairs(server.storage:images()) do
     stored[name] = true
   end
-  for _, row in ipairs(server.state:images()) do
+  local rows, message, code = server.state:images()
+  if not rows then
+    return nil, message, code
+  end
+  for _, row in ipairs(rows) do
     if stored[row.name] then
       server.images[row.name] = row
       stored[row.name] = nil
@@ -33,6 +37,7 @@ function images.load(server)
     log.warn("image_unknown", { image = name }) -- committed, not written down: the server was killed between
     server.storage:remove_image(name)
   end
+  return true
 end
 
 --- Deletes the temporary files of jobs that ended with an earlier server. In the background.
@@ -93,6 +98,10 @@ local function make(server, name, replace, progress, fill)
   if server.making_images[name] then
     return nil, "image " .. name .. " is being made right now", "EBUSY"
   end
+  local room, why, why_code = server.storage:room()
+  if not room then
+    return nil, why, why_code
+  end
   server.making_images[name] = true
   local function finished(...)
     server.making_images[name] = nil
@@ -127,7 +136,12 @@ local function make(server, name, replace, progress, fill)
     committed, message, code = server.storage:commit_image(stage, name, replace)
     if committed then
       local created = meta.created or os.time()
-      server.state:add_image(name, created, meta)
+      committed, message, code = server.state:add_image(name, created, meta)
+      if not committed then
+        server.storage:remove_image(name)
+        server.images[name] = nil -- with `replace`: the old one is gone as well
+        return finished(nil, message, code)
+      end
       server.images[name] = { name = name, created = created, meta = meta }
       server.storage:refill(name)
       log.info("image_made", { image = name, bytes = meta.bytes })
@@ -179,9 +193,12 @@ function images.remove(server, params)
   if not server.images[params.image] then
     return nil, "no such image: " .. params.image, "ENOIMAGE"
   end
-  server.state:remove_image(params.image)
+  local removed, message, code = server.state:remove_image(params.image)
+  if not removed then
+    return nil, message, code
+  end
   server.images[params.image] = nil
-  local removed, message, code = server.storage:remove_image(params.image)
+  removed, message, code = server.storage:remove_image(params.image)
   if not removed then
     return nil, message, code
   end

@@ -26,6 +26,8 @@ Server.__index = Server
 
 main.VERSION = "0.1.0"
 
+local DESCRIPTORS = 524288 -- five a sandbox, one a client
+
 --- What `info` without a name tells.
 function Server:info()
   local running = 0
@@ -77,12 +79,44 @@ local function on_request(self, connection, method, params, fds, id)
   return handlers[method](self, checked, fds, connection, id)
 end
 
+-- Makes a directory and its parents, private to us.
+local make_directory
+function make_directory(path)
+  local made, message, code = uv.fs_mkdir(path, 448)
+  if made or code == "EEXIST" then
+    return true
+  end
+  local parent = path:match("^(.+)/[^/]+$")
+  if code ~= "ENOENT" or not parent then
+    return nil, message, code
+  end
+  made, message, code = make_directory(parent)
+  if not made then
+    return nil, message, code
+  end
+  return make_directory(path)
+end
+
+local ACCEPT_PAUSE = 0.2 -- seconds
+local start_accepting
+
+-- Out of descriptors, most likely: who waits in the backlog stays there, and we don't spin meanwhile.
+local function pause_accepting(self, message, code)
+  log.error("accept_failed", { message = message, code = code })
+  self.accepting:stop()
+  async.after(ACCEPT_PAUSE, function()
+    if not self.ending then
+      start_accepting(self)
+    end
+  end)
+end
+
 local function accept_all(self)
   while true do
     local channel, peer, code = core.channel.accept(self.listener)
     if not channel then
-      if code ~= "EAGAIN" then
-        log.error("accept_failed", { message = peer, code = code })
+      if code ~= "EAGAIN" and code ~= "ECONNABORTED" then
+        pause_accepting(self, peer, code)
       end
       return
     end
@@ -109,14 +143,86 @@ local function accept_all(self)
   end
 end
 
-local function listen(self)
-  local path = self.run .. "/server.sock"
-  os.remove(path) -- ours to remove: we hold the lock
-  self.listener = assert(core.channel.listen(path))
-  self.accepting = assert(uv.new_poll(self.listener:number()))
+function start_accepting(self)
   self.accepting:start("r", async.guarded(function()
     accept_all(self)
   end))
+end
+
+local function socket_path(self)
+  return self.run .. "/server.sock"
+end
+
+local function inode(path)
+  local stat = uv.fs_lstat(path)
+  return stat and stat.dev .. ":" .. stat.ino
+end
+
+-- Whether another server listens there, one with another state directory. One that was just killed may
+-- still take a connection.
+local function is_taken(path)
+  for _ = 1, 50 do
+    local other = core.channel.connect(path)
+    if not other then
+      return false
+    end
+    other:close()
+    async.sleep(0.02)
+  end
+  return true
+end
+
+-- Makes the socket anew when it was removed under us: no client could reach us, and none could start
+-- another server, since we hold the lock.
+local function watch_socket(self)
+  local pending, again
+  local function check()
+    pending = false
+    if self.ending or inode(socket_path(self)) == self.socket then
+      return
+    end
+    if inode(socket_path(self)) then
+      log.error("socket_taken", { path = socket_path(self) }) -- another server's now: fighting helps nobody
+      return
+    end
+    self.accepting:close()
+    self.listener:close()
+    local ok, message, code = self:listen()
+    log.warn("socket_removed", { path = socket_path(self), message = not ok and message or "made again", code = code })
+  end
+  function again()
+    if not pending then
+      pending = true
+      async.after(0.05, check)
+    end
+  end
+  self.watching = assert(uv.new_fs_event())
+  self.watching:start(self.run, {}, async.guarded(again))
+end
+
+--- Listens for clients. Returns true | nil, message, code.
+function Server:listen()
+  local path = socket_path(self)
+  local ok, message, code = make_directory(self.run)
+  if not ok then
+    return nil, message, code
+  end
+  if is_taken(path) then
+    return nil, "another server, of another state directory, listens at " .. path, "EADDRINUSE"
+  end
+  os.remove(path)
+  self.listener, message, code = core.channel.listen(path)
+  if not self.listener then
+    return nil, message, code
+  end
+  self.socket = inode(path)
+  self.accepting = assert(uv.new_poll(self.listener:number()))
+  start_accepting(self)
+  if self.watching then
+    self.watching:close()
+  end
+  watch_socket(self)
+  return true
 end
 
 --- Ends the server in good order; sandboxes go on.
@@ -126,9 +232,12 @@ function Server:shutdown(reason)
   end
   self.ending = true
   log.info("server_ending", { reason = reason })
+  self.watching:close()
   self.accepting:close()
   self.listener:close()
-  os.remove(self.run .. "/server.sock")
+  if inode(socket_path(self)) == self.socket then
+    os.remove(socket_path(self))
+  end
   for connection in pairs(self.connections) do
     connection:close("server is shutting down")
   end
@@ -152,29 +261,61 @@ local function take_lock(self)
   return true
 end
 
-local function instance_name(self)
-  local name = self.state:setting("instance")
-  if not name then
+-- Whether the database was made in another directory than it is in: a copy, whose original may run.
+local function is_copy(self)
+  local here = inode(self.directory)
+  local written, message, code = self.state:setting("directory")
+  if message then
+    return nil, message, code
+  end
+  if written == here then
+    return false
+  end
+  local ok
+  ok, message, code = self.state:set_setting("directory", here)
+  if not ok then
+    return nil, message, code
+  end
+  return written ~= nil
+end
+
+local function instance_name(self, copied)
+  local name, message, code = self.state:setting("instance")
+  if message then
+    return nil, message, code
+  end
+  if not name or copied then
     name = random.hex(6)
-    self.state:set_setting("instance", name)
+    local ok
+    ok, message, code = self.state:set_setting("instance", name)
+    if not ok then
+      return nil, message, code
+    end
   end
   return name
 end
 
-local function adopt(self)
-  local rows, tasks, in_use, known = self.state:sandboxes(), {}, {}, {}
+local function adopt(self, copied)
+  local rows, message, code = self.state:sandboxes()
+  if not rows then
+    return nil, message, code
+  end
+  local tasks, in_use = {}, {}
   for _, row in ipairs(rows) do
-    if row.run and row.run.base and row.state == "running" then
+    row.copied = copied
+    if row.run and row.run.base and row.state == "running" and not copied then
       in_use[#in_use + 1] = row.run.base
     end
-    known[row.id] = true
   end
-  self.ids = assert(ids.open({ instance = self.instance, state = self.directory, in_use = in_use }))
+  self.ids, message, code = ids.open({ instance = self.instance, state = self.directory, in_use = in_use })
+  if not self.ids then
+    return nil, "id ranges: " .. message, code
+  end
   for i, row in ipairs(rows) do
     tasks[i] = function()
-      local ok, message = xpcall(sandboxes.adopt, debug.traceback, self, row)
+      local ok, why = xpcall(sandboxes.adopt, debug.traceback, self, row)
       if not ok then
-        log.error("adopt_failed", { sandbox = row.name, message = message })
+        log.error("adopt_failed", { sandbox = row.name, message = why })
       end
     end
   end
@@ -184,24 +325,7 @@ local function adopt(self)
     remaining[#remaining + 1] = sandbox.id
   end
   self.storage:reconcile(remaining)
-end
-
--- Makes a directory and its parents, private to us.
-local make_directory
-function make_directory(path)
-  local made, message, code = uv.fs_mkdir(path, 448)
-  if made or code == "EEXIST" then
-    return true
-  end
-  local parent = path:match("^(.+)/[^/]+$")
-  if code ~= "ENOENT" or not parent then
-    return nil, message, code
-  end
-  made, message, code = make_directory(parent)
-  if not made then
-    return nil, message, code
-  end
-  return make_directory(path)
+  return true
 end
 
 local function start(self)
@@ -216,27 +340,54 @@ local function start(self)
     return nil, message, code
   end
   if not self.foreground then
-    assert(log.to_file(self.directory .. "/server.log"))
+    ok, message, code = log.to_file(self.directory .. "/server.log")
+    if not ok then
+      return nil, message, code
+    end
   end
-  self.state = state.open(self.directory .. "/state.db")
-  self.instance = instance_name(self)
-  self.cgroups = assert(cgroup.open(self.instance))
+  core.fd.raise_limit(DESCRIPTORS)
+  self.state, message, code = state.open(self.directory .. "/state.db")
+  if not self.state then
+    return nil, message, code
+  end
+  local copied
+  copied, message, code = is_copy(self)
+  if copied ~= nil then
+    self.instance, message, code = instance_name(self, copied)
+  end
+  if not self.instance then
+    return nil, message, code
+  end
+  self.cgroups, message, code = cgroup.open(self.instance)
+  if not self.cgroups then
+    return nil, message, code
+  end
   self.filter = assert(core.seccomp.filter())
-  self.spawners = assert(spawner.start(2, { tools = self.tools }))
-  self.storage = assert(storage.open({ state = self.directory, spawners = self.spawners }))
+  self.spawners, message, code = spawner.start(2, { tools = self.tools })
+  if not self.spawners then
+    return nil, message, code
+  end
+  self.storage, message, code = storage.open({ state = self.directory, spawners = self.spawners })
+  if not self.storage then
+    return nil, message, code
+  end
   self.spawners:on_exit(function(pid, status)
     if self.exits[pid] then
       self.exits[pid]:set(status)
     end
   end)
   images.sweep(self)
-  images.load(self)
-  adopt(self)
+  ok, message, code = images.load(self)
+  if ok then
+    ok, message, code = adopt(self, copied)
+  end
+  if not ok then
+    return nil, message, code
+  end
   for name in pairs(self.images) do
     self.storage:refill(name)
   end
-  listen(self)
-  return true
+  return self:listen()
 end
 
 --- Runs the server until it is told to end. options: foreground.
@@ -263,7 +414,7 @@ function main.serve(options)
     if not ok then
       return nil, message, code
     end
-    log.info("server_started", { version = main.VERSION, state = self.directory, sandboxes = #self.state:sandboxes() })
+    log.info("server_started", { version = main.VERSION, state = self.directory, sandboxes = self:info().sandboxes })
     local signals = {}
     for _, name in ipairs({ "sigterm", "sigint" }) do
       local handle = uv.new_signal()

@@ -26,13 +26,25 @@ local function unhex(text)
   end))
 end
 
+-- What a row must have for the rest to work, whoever wrote it.
+local function complete(spec)
+  for field, value in pairs({ type = "basic", pids = 4096 }) do
+    spec[field] = spec[field] or value
+  end
+  local of_type = verbs.types[spec.type] or verbs.types.basic
+  for _, field in ipairs({ "cpu", "memory", "disk" }) do
+    spec[field] = spec[field] or of_type[field]
+  end
+  return spec
+end
+
 local function new(server, row)
   return setmetatable({
     server = server,
     id = row.id,
     name = row.name,
     image = row.image,
-    spec = row.spec,
+    spec = complete(row.spec),
     created = row.created,
     state = row.state,
     reason = row.reason,
@@ -43,9 +55,33 @@ local function new(server, row)
   }, Sandbox)
 end
 
+-- Writes down where it stands, then says so: true | nil, message, code, with nothing changed.
 local function record(self, state, reason, run)
-  self.server.state:set_sandbox(self.id, state, reason, run)
+  local ok, message, code = self.server.state:set_sandbox(self.id, state, reason, run)
+  if not ok then
+    return nil, message, code
+  end
   self.state, self.reason, self.run = state, reason, run
+  return true
+end
+
+local REWRITE = 5 -- seconds between tries
+
+-- Records what has happened already and is true whether it can be written or not. A server that is
+-- killed before it was written finds the same out by looking.
+local function record_fact(self, state, reason, run)
+  local ok, message, code = record(self, state, reason, run)
+  if ok then
+    return
+  end
+  log.error("state_not_written", { sandbox = self.name, state = state, message = message, code = code })
+  self.state, self.reason, self.run = state, reason, run
+  local function again()
+    if self.state == state and self.run == run and not self.destroyed and not record(self, state, reason, run) then
+      async.after(REWRITE, again)
+    end
+  end
+  async.after(REWRITE, again)
 end
 
 --- The name of its cgroup, hostname and directories: the id, since names are used again.
@@ -181,7 +217,12 @@ local function start(self)
     return nil, message, code
   end
   local nonce = random.hex(16)
-  record(self, "starting", nil, { base = base, nonce = nonce, boot_id = host.boot_id() })
+  local recorded
+  recorded, message, code = record(self, "starting", nil, { base = base, nonce = nonce, boot_id = host.boot_id() })
+  if not recorded then
+    server.ids:release(base)
+    return nil, message, code
+  end
   self.gone = async.event()
   self.stopping = nil
   processes.reset(self)
@@ -234,13 +275,22 @@ local function resolve_limits(params)
 end
 
 local function unmake(self)
-  record(self, "destroying", nil, self.run)
-  local deleted, message, code = self.server.storage:delete(self.id)
+  -- On a full disk it can't be written down, and deleting is the way out.
+  local recorded, message, code = record(self, "destroying", nil, self.run)
+  if not recorded and code ~= "ENOSPC" then
+    return nil, message, code
+  end
+  local deleted
+  deleted, message, code = self.server.storage:delete(self.id)
   if not deleted and code ~= "ENOENT" then
     return nil, message, code
   end
   spill.remove(self)
-  self.server.state:remove_sandbox(self.id)
+  local removed
+  removed, message, code = self.server.state:remove_sandbox(self.id)
+  if not removed then
+    return nil, message, code
+  end
   self.server.sandboxes[self.name] = nil
   self.destroyed = true
   return true
@@ -263,15 +313,24 @@ function sandboxes.create(server, params)
   if not image then
     return nil, "no such image: " .. params.image .. " (image ls lists them, image build makes one)", "ENOIMAGE"
   end
+  local room, message, code = server.storage:room()
+  if not room then
+    return nil, "create " .. params.name .. ": " .. message, code
+  end
   local spec = resolve_limits(params)
   spec.machine_id = random.hex(16)
   local created = os.time()
-  local id = server.state:add_sandbox(params.name, params.image, spec, created)
+  local id
+  id, message, code = server.state:add_sandbox(params.name, params.image, spec, created)
+  if not id then
+    return nil, "create " .. params.name .. ": " .. message, code
+  end
   local self = new(server, { id = id, name = params.name, image = params.image, spec = spec, created = created, state = "creating" })
   server.sandboxes[params.name] = self
 
   return self.lock:with(function()
-    local path, message, code = server.storage:create(id, params.image)
+    local path
+    path, message, code = server.storage:create(id, params.image)
     if path then
       -- Beside the start, since each waits for the kernel; in force before anybody is answered.
       local limiting = async.spawn(limit_disk, self)
@@ -419,6 +478,9 @@ end
 
 local function adopt_running(self)
   local run = self.run
+  if not run then
+    return nil, "its record is damaged"
+  end
   if run.boot_id ~= host.boot_id() then
     return nil, "the host was restarted"
   end
@@ -441,7 +503,14 @@ end
 function sandboxes.adopt(server, row)
   local self = new(server, row)
   server.sandboxes[row.name] = self
-  if row.state == "running" then
+  if row.damaged then
+    log.error("row_damaged", { sandbox = self.name })
+  end
+  if row.copied and (row.state == "running" or row.state == "starting") then
+    -- What runs belongs to the server of the original.
+    self.run = nil
+    record_fact(self, "stopped", "the state directory was copied or restored", nil)
+  elseif row.state == "running" then
     local ok, reason = adopt_running(self)
     if ok then
       log.info("sandbox_adopted", { sandbox = self.name, pid = self.run.pid })
@@ -451,7 +520,7 @@ function sandboxes.adopt(server, row)
   elseif row.state == "starting" then
     -- Its init may be there, but nobody wrote down which: end it by its cgroup.
     container.destroy(server.spawners, server.cgroups, key(self))
-    record(self, "stopped", "the server ended while it started", nil)
+    record_fact(self, "stopped", "the server ended while it started", nil)
   elseif row.state == "creating" or row.state == "destroying" then
     container.destroy(server.spawners, server.cgroups, key(self))
     local ok, message = unmake(self)

@@ -15,7 +15,9 @@ local random = require("tidepool.random")
 local storage = {}
 
 local BTRFS = 0x9123683E
-local GiB = 1073741824
+local MiB = 1048576
+local LEAST = 192 * MiB -- of a new pool; mkfs.btrfs needs 114
+local ROOM = 16 * MiB -- of the host's disk, below which nothing new is made
 local directories = { "images", "sandboxes", "staging", "snapshots", "warm", "trash" }
 
 --- Roots made ahead of need for each image: a snapshot takes milliseconds, a rename does not.
@@ -52,19 +54,30 @@ end
 local function default_size(state)
   local stat = uv.fs_statfs(state)
   local free = stat and math.floor(stat.bavail * stat.bsize * 0.95) or 0
-  return math.max(10 * GiB, free - free % 4096)
+  if free < LEAST then
+    return nil, ("the disk of %s has %d MiB free, a pool needs %d"):format(state, free / MiB, LEAST / MiB), "ENOSPC"
+  end
+  return free - free % 4096
 end
 
 -- Made under another name and renamed, so that what stands there is always a whole file system.
 local function make_image(self)
   local making = self.image .. ".new"
   os.remove(making)
-  local fd, message, code = uv.fs_open(making, "w", 384)
+  local size, message, code = self.size, nil, nil
+  if not size then
+    size, message, code = default_size(self.state)
+    if not size then
+      return nil, message, code
+    end
+  end
+  local fd
+  fd, message, code = uv.fs_open(making, "w", 384)
   if not fd then
     return nil, message, code
   end
   local sized
-  sized, message, code = uv.fs_ftruncate(fd, self.size or default_size(self.state))
+  sized, message, code = uv.fs_ftruncate(fd, size)
   uv.fs_close(fd)
   if not sized then
     return nil, message, code
@@ -86,8 +99,8 @@ local function make_image(self)
 end
 
 --- Opens the storage of a state directory. options: state; spawners, if they run already (else call
--- `use` before anything else); size, bytes of a new pool's image (it is sparse; the free space unless
--- given, 10 GiB at least).
+-- `use` before anything else); size, bytes of a new pool's image (it is sparse; most of the free space
+-- unless given).
 -- Returns it | nil, message, code.
 function storage.open(options)
   local self = setmetatable({
@@ -152,6 +165,26 @@ function Storage:use(spawners)
   return true
 end
 
+--- Whether the disk below the pool has room for something new: a pool that can't grow gets write errors
+-- and turns read-only, with all sandboxes. true | nil, message, "ENOSPC" or "EROFS".
+function Storage:room()
+  if self.on_btrfs then
+    return true
+  end
+  local stat = uv.fs_statfs(self.state)
+  if stat and stat.bavail * stat.bsize < ROOM then
+    return nil, ("the disk of %s is full: %d MiB are free"):format(self.state, stat.bavail * stat.bsize / MiB), "ENOSPC"
+  end
+  for line in io.lines("/proc/self/mountinfo") do
+    local point, options = line:match("^%S+ %S+ %S+ %S+ (%S+) .- %- btrfs %S+ (%S+)$")
+    if point == self.path_ and options:match("^ro%f[,%z]") then
+      return nil, "the pool has turned read-only after a write error, most likely since the disk was full: "
+        .. "make room, stop all sandboxes, then `shutdown`; the next start mounts it anew", "EROFS"
+    end
+  end
+  return true
+end
+
 local function join(self, ...)
   return table.concat({ self.path_, ... }, "/")
 end
@@ -185,7 +218,19 @@ end
 
 local function discard(self, from)
   local trash = join(self, "trash", random.hex(8))
-  local ok, message, code = self.spawners:execute({ { "rename", from, trash } })
+  local ok, message, code
+  for try = 1, 3 do
+    ok, message, code = self.spawners:execute({ { "rename", from, trash } })
+    if try > 1 and code == "ENOENT" then
+      ok = true -- a spawner had done it when it was killed
+    end
+    if ok or code ~= "ECONNRESET" then
+      break
+    end
+  end
+  if code == "ENOSPC" then
+    return empty(self, from) -- on a full pool a rename finds no room; a deletion has btrfs's reserve
+  end
   if not ok then
     return nil, message, code
   end
