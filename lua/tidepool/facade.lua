@@ -9,6 +9,7 @@
 local async = require("tidepool.async")
 local box = require("tidepool.client.box")
 local client = require("tidepool.client")
+local paths = require("tidepool.paths")
 
 local sandbox = {}
 
@@ -20,6 +21,7 @@ local function get_client()
 end
 
 --- The process's own client: one connection to the server, made when first needed.
+---@return tidepool.Client
 sandbox.client = get_client
 
 local OPTIONS = { "image", "type", "memory", "cpu", "pids", "disk", "env", "labels" }
@@ -56,58 +58,110 @@ local function make(verb)
   end
 end
 
---- The sandbox of that name, running: made when absent, resumed when there.
--- options: image ("debian"), type ("basic"), memory, disk (bytes), cpu (vCPU), pids, env, labels.
--- They count when it is made; a sandbox that is there keeps its own.
+--- The sandbox of that name, running: made when absent, resumed when there. The options count when it
+--- is made; a sandbox that is there keeps its own. `box.created`: whether it was made now.
+---@type fun(name: string, options?: tidepool.CreateOptions): tidepool.Box?, string?, string?
+--- code: "ENOIMAGE", "EINVAL", "ENOSPC"
 sandbox.open = make("open")
 
---- A new sandbox; "EEXIST" when the name is taken.
+--- A new sandbox, running.
+---@type fun(name: string, options?: tidepool.CreateOptions): tidepool.Box?, string?, string?
+--- code: "EEXIST" (the name is taken), "ENOIMAGE", "EINVAL", "ENOSPC"
 sandbox.create = make("create")
 
 --- The sandbox of that name without starting or making it; its methods say when it isn't there.
+---@param name string
+---@return tidepool.Box
 function sandbox.get(name)
   return box.new(get_client(), name)
 end
 
---- The sandboxes: a list of info. options: labels.
+--- The sandboxes, by name.
+---@param options? { labels: table<string, string> } only those with these labels
+---@return tidepool.SandboxInfo[]?
+---@return string? message
+---@return string? code
 function sandbox.ls(options)
   return get_client():call("ls", options or {})
 end
 
---- The server: pid, version, directories.
+--- The server, started when none runs.
+---@return tidepool.ServerInfo?
+---@return string? message
+---@return string? code "ENOSERVER", "EPERM"
 function sandbox.info()
   return get_client():call("info", {})
 end
 
---- Images: build, import, pull, ls, rm. `progress(line)` is told what happens.
-sandbox.image = {
-  build = function(name, options, progress)
-    options = options or {}
-    return get_client():call("image_build", { image = name, replace = options.replace }, nil, progress)
-  end,
-  import = function(file, options, progress)
-    options = options or {}
-    return get_client():call("image_import", { file = file, image = options.name, replace = options.replace }, nil, progress)
-  end,
-  pull = function(reference, options, progress)
-    options = options or {}
-    return get_client():call("image_pull", {
-      reference = reference,
-      image = options.name,
-      replace = options.replace,
-      insecure = options.insecure,
-    }, nil, progress)
-  end,
-  ls = function()
-    return get_client():call("image_ls", {})
-  end,
-  rm = function(name)
-    return get_client():call("image_rm", { image = name })
-  end,
-}
+---@alias tidepool.Progress fun(line: string) is told what happens
 
---- Runs the functions as concurrent tasks and waits for all; raises the first error.
--- Returns the first result of each, in order.
+sandbox.image = {}
+
+--- Builds an image of the host's own distribution.
+---@param name "debian"|"minimal"
+---@param options? { replace: boolean } build it again when it is there
+---@param progress? tidepool.Progress
+---@return tidepool.ImageInfo?
+---@return string? message
+---@return string? code "EEXIST", "EBUSY" (it is being made), "EBUILD", "ENOSPC"
+function sandbox.image.build(name, options, progress)
+  options = options or {}
+  return get_client():call("image_build", { image = name, replace = options.replace }, nil, progress)
+end
+
+--- Imports an OCI layout (a directory or tar) or a docker-archive.
+---@param file string path on this host
+---@param options? { name: string, replace: boolean } name: from the file's by default
+---@param progress? tidepool.Progress
+---@return tidepool.ImageInfo?
+---@return string? message
+---@return string? code "EEXIST", "ENOENT", "EBADMSG" (no image, or a hostile one), "ENOSPC"
+function sandbox.image.import(file, options, progress)
+  options = options or {}
+  return get_client():call("image_import", {
+    file = paths.absolute(file), -- the server stands elsewhere
+    image = options.name,
+    replace = options.replace,
+  }, nil, progress)
+end
+
+--- Pulls an image from a registry.
+---@param reference string "host/name:tag"
+---@param options? { name: string, replace: boolean, insecure: boolean } insecure: TLS unverified, or none
+---@param progress? tidepool.Progress
+---@return tidepool.ImageInfo?
+---@return string? message
+---@return string? code "EEXIST", "ENOENT", "EPULL", "ENOSPC"
+function sandbox.image.pull(reference, options, progress)
+  options = options or {}
+  return get_client():call("image_pull", {
+    reference = reference,
+    image = options.name,
+    replace = options.replace,
+    insecure = options.insecure,
+  }, nil, progress)
+end
+
+--- The images, by name.
+---@return tidepool.ImageInfo[]?
+---@return string? message
+---@return string? code
+function sandbox.image.ls()
+  return get_client():call("image_ls", {})
+end
+
+--- Removes an image; sandboxes that were made from it keep their files.
+---@param name string
+---@return true?
+---@return string? message
+---@return string? code "ENOIMAGE"
+function sandbox.image.rm(name)
+  return get_client():call("image_rm", { image = name })
+end
+
+--- Runs the functions as concurrent tasks and waits for all; then raises the first error, if any.
+---@param functions (fun(): any)[]
+---@return any[] results the first result of each, in order
 function sandbox.all(functions)
   return async.within(function()
     local results = async.all(functions)
@@ -118,13 +172,16 @@ function sandbox.all(functions)
   end)
 end
 
---- Starts a task; see tidepool.async. task:join() waits for it.
+--- Starts a task. `task:join()` waits for it: true and its results, or nil and its error.
+---@type fun(fn: function, ...): tidepool.Task
 sandbox.spawn = async.spawn
 
---- Runs fn as a task and the loop until it returns.
+--- Runs fn as a task and the loop until it returns; gives its results, raises its error.
+---@type fun(fn: function, ...): ...
 sandbox.run = async.within
 
 --- Waits without blocking other tasks.
+---@param seconds number
 function sandbox.sleep(seconds)
   return async.within(async.sleep, seconds)
 end

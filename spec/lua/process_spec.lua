@@ -185,6 +185,16 @@ describe("a background process", function()
     assert(box:start("true", { name = "only" })):wait()
   end)
 
+  it("gives its output line by line, thousands in a piece and one in many pieces", function()
+    local process = assert(box:start("yes ab | head -n 50000; head -c 300000 /dev/zero | tr '\\0' x; echo; echo; printf end"))
+    local count, last, longest = 0, nil, 0
+    for line in process:lines({ follow = true }) do
+      count, last, longest = count + 1, line, math.max(longest, #line)
+    end
+    assert.same({ 50003, "end", 300000 }, { count, last, longest })
+    assert.equal("end", process:wait_log("^end$"))
+  end)
+
   it("is started once, however many ask for its name or key at a time", function()
     async.run(function()
       local codes, ids = { EEXIST = 0, none = 0 }, {}

@@ -112,6 +112,8 @@ describe("stop", function()
     box:start("echo remembered; sleep 1000", { name = "talker" }):wait_log("remembered")
     assert(box:stop())
     assert.equal("remembered\n", box:process("talker"):logs().text)
+    assert.equal("bered\n", box:process("talker"):logs({ since = 5 }).text)
+    assert.equal("red\n", box:process("talker"):logs({ since = -4 }).text)
     assert.equal("talker", box:ps()[1].name)
   end)
 

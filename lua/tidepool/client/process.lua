@@ -4,6 +4,10 @@ local stream = require("tidepool.client.stream")
 
 local process = {}
 
+---@class tidepool.Process
+---@field id integer? its number in this run of the sandbox
+---@field name string?
+---@field pid integer? inside
 local Process = {}
 Process.__index = Process
 
@@ -22,12 +26,19 @@ local function call(self, verb, params, fds)
   return self.box.client:call(verb, params, fds)
 end
 
---- Waits for the end: exit_code or signal, wall_seconds, cpu_seconds | nil, message, "ETIMEDOUT" ...
+--- Waits for its end. The result is as of exec, without output.
+---@param timeout? number seconds; the process goes on after it
+---@return tidepool.ProcessInfo?
+---@return string? message
+---@return string? code "ETIMEDOUT", "ENOPROCESS", "ESTOPPED" (the sandbox was)
 function Process:wait(timeout)
   return call(self, "wait", { timeout = timeout })
 end
 
---- What is known of it now, as `ps` tells it | nil, message, "ENOPROCESS".
+--- What is known of it now.
+---@return tidepool.ProcessInfo?
+---@return string? message
+---@return string? code "ENOPROCESS"
 function Process:info()
   return async.within(function()
     local list, message, code = self.box:ps()
@@ -40,27 +51,48 @@ function Process:info()
   end)
 end
 
---- Ends the whole tree: TERM, `grace` seconds (5), KILL.
+--- Ends it and all that it started: TERM, the grace, KILL.
+---@param grace? number seconds, 5 by default; 0: KILL at once
+---@return tidepool.ProcessInfo? how it ended
+---@return string? message
+---@return string? code "ENOPROCESS", "ESTOPPED"
 function Process:kill(grace)
   return call(self, "kill", { grace = grace })
 end
 
---- Sends a signal, by name or number, to the process itself.
+--- Sends a signal to the process itself.
+---@param signal string|integer "TERM", "SIGTERM" or 15
+---@return true?
+---@return string? message
+---@return string? code "ESRCH" (it has ended), "EINVAL", "ENOPROCESS"
 function Process:signal(signal)
   return call(self, "signal", { signal = tostring(signal) })
 end
 
+--- Drops the record and the output of an ended process.
+---@return true?
+---@return string? message
+---@return string? code "EBUSY" (it runs), "ENOPROCESS"
 function Process:forget()
   return call(self, "forget")
 end
 
---- Waits until something listens on the port, or the process ends.
+--- Waits until something in the sandbox listens on the port, or the process ends.
+---@param port integer TCP
+---@param options? { timeout: number } seconds, 30 by default
+---@return true?
+---@return string? message
+---@return string? code "ETIMEDOUT", "ESRCH" (it ended first), "ESTOPPED"
 function Process:wait_port(port, options)
   return self.box:wait_port(port, { timeout = options and options.timeout, process = which(self) })
 end
 
---- A stream of its output from `offset` on (bytes; negative: before the end), and for its input.
--- options: offset (0), input, lossless, follow (true).
+--- A stream of its output, and for its input; the caller closes it. offset: bytes, negative: so many
+--- before the end; lossless: the process waits for this reader; follow: to its end (default).
+---@param options? { offset: integer, input: boolean, lossless: boolean, follow: boolean }
+---@return tidepool.Stream?
+---@return tidepool.ProcessInfo|string info_or_message
+---@return string? code "ENOPROCESS", "ESTOPPED"
 function Process:connect(options)
   options = options or {}
   return async.within(function()
@@ -84,7 +116,11 @@ function Process:connect(options)
   end)
 end
 
---- Keeps a connection for write, read, resize. A second call replaces the first.
+--- Keeps a connection for write, read, resize, expect. A second call replaces the first.
+---@param options? table as of connect
+---@return true?
+---@return string? message
+---@return string? code "ENOPROCESS", "ESTOPPED"
 function Process:attach(options)
   return async.within(function()
     local connection, message, code = self:connect(options)
@@ -98,6 +134,7 @@ function Process:attach(options)
   end)
 end
 
+--- Lets the connection go; the process goes on.
 function Process:detach()
   if self.connection then
     self.connection:close()
@@ -133,13 +170,21 @@ local function on_connection(method)
 end
 
 --- Writes to its stdin or terminal, waiting while it doesn't read.
+---@type fun(self: tidepool.Process, bytes: string): true?, string?, string?
+--- code: "EPIPE" (nothing reads it any more)
 Process.write = on_connection("write")
 --- Ends its stdin.
+---@type fun(self: tidepool.Process): true?, string?, string?
 Process.eof = on_connection("eof")
 --- Tells its terminal the size, in characters.
+---@type fun(self: tidepool.Process, cols: integer, rows: integer): true?, string?, string?
 Process.resize = on_connection("resize")
 
---- The next output: bytes, stream name | nil, message, "EPIPE" at its end or "ETIMEDOUT".
+--- The next output, waiting for it.
+---@param timeout? number seconds
+---@return string? bytes
+---@return string stream_or_message "stdout" (a terminal's too) or "stderr"
+---@return string? code "EPIPE" at its end, "ETIMEDOUT", "ENOPROCESS", "ESTOPPED"
 function Process:read(timeout)
   return async.within(function()
     local connection, message, code = attached(self)
@@ -160,8 +205,12 @@ function Process:read(timeout)
   end)
 end
 
---- Reads until `pattern` (a Lua pattern, or plain text with options.plain) has come.
--- Returns all that was read up to and with the match | nil, message, code. options: timeout (10 s).
+--- Reads until `pattern` has come; what came after it is kept for the next expect.
+---@param pattern string a Lua pattern
+---@param options? { timeout: number, plain: boolean } timeout: seconds of silence, 10 by default; plain: no pattern
+---@return string? bytes all that was read, up to and with the match
+---@return string? message with the last of what came
+---@return string? code "ETIMEDOUT", "EPIPE" (it ended)
 function Process:expect(pattern, options)
   options = options or {}
   return async.within(function()
@@ -197,13 +246,18 @@ local function open_logs(self, options)
   end
   if described.saved then
     ours:close()
-    return stream.open(extra[1])
+    local since = options.since or 0
+    return stream.open(extra[1], since < 0 and (described.output or 0) + since or since)
   end
   return ours
 end
 
---- Shows output to on_output(stream, bytes, offset), to its end. options: since (0), follow.
--- Returns { lost = bytes that were dropped, exit_code, signal } | nil, message, code.
+--- Its output, so far or to its end, also after a stop of the sandbox.
+---@param options? { since: integer, follow: boolean } since: skip so many bytes, negative: from so many before the end
+---@param on_output? fun(stream: "stdout"|"stderr", bytes: string, offset: integer) else it is gathered in `text`
+---@return { text: string, lost: integer }? lost: bytes that were dropped before anybody read them
+---@return string? message
+---@return string? code "ENOPROCESS"
 function Process:logs(options, on_output)
   options = options or {}
   return async.within(function()
@@ -228,10 +282,41 @@ function Process:logs(options, on_output)
   end)
 end
 
---- Iterates over lines of output, without their newline. options: since (0), follow.
+-- Lines out of pieces: feed(bytes) gives each that is complete to `on_line`, rest() what has no newline.
+local function splitter(on_line)
+  local parts = {} -- of a line that goes on; joined once, since it may come in many pieces
+  local function feed(bytes)
+    local at = 1
+    while true do
+      local newline = bytes:find("\n", at, true)
+      if not newline then
+        break
+      end
+      parts[#parts + 1] = bytes:sub(at, newline - 1)
+      on_line(table.concat(parts))
+      parts, at = {}, newline + 1
+    end
+    if at <= #bytes then
+      parts[#parts + 1] = bytes:sub(at)
+    end
+  end
+  local function rest()
+    local line = table.concat(parts)
+    parts = {}
+    return line ~= "" and line or nil
+  end
+  return feed, rest
+end
+
+--- Iterates over lines of output, without their newline. Raises when there is no such process.
+---@param options? { since: integer, follow: boolean } as of logs
+---@return fun(): string?
 function Process:lines(options)
   options = options or {}
-  local source, buffer, ended, queue = nil, "", false, {}
+  local source, ended, queue, first = nil, false, {}, 1
+  local feed, rest = splitter(function(line)
+    queue[#queue + 1] = line
+  end)
 
   local function fill()
     if not source then
@@ -241,35 +326,34 @@ function Process:lines(options)
         error(("%s (%s)"):format(message, code), 0)
       end
     end
+    queue, first = {}, 1
     local frame = source:read()
     if frame and frame.type == "data" then
-      buffer = buffer .. frame.bytes
-      buffer = buffer:gsub("([^\n]*)\n", function(line)
-        queue[#queue + 1] = line
-        return ""
-      end)
+      feed(frame.bytes)
     elseif not frame or frame.type == "exit" or frame.type == "end" then
       ended = true
       source:close()
-      if buffer ~= "" then
-        queue[#queue + 1] = buffer
-        buffer = ""
-      end
+      queue[1] = rest()
     end
   end
 
   return function()
     return async.within(function()
-      while #queue == 0 and not ended do
+      while not queue[first] and not ended do
         fill()
       end
-      return table.remove(queue, 1)
+      first = first + 1
+      return queue[first - 1]
     end)
   end
 end
 
---- Waits until a line of its output matches the Lua pattern: the line | nil, message, code.
--- options: timeout (30 s), since (0), plain.
+--- Waits until a line of its output matches.
+---@param pattern string a Lua pattern
+---@param options? { timeout: number, since: integer, plain: boolean } timeout: seconds, 30 by default; plain: no pattern
+---@return string? line
+---@return string? message
+---@return string? code "ETIMEDOUT", "ESRCH" (it ended first), "ENOPROCESS"
 function Process:wait_log(pattern, options)
   options = options or {}
   return async.within(function()
@@ -281,20 +365,18 @@ function Process:wait_log(pattern, options)
       code = "ETIMEDOUT"
       source:close()
     end)
-    local found, buffer = nil, ""
+    local found
     local function scan(line)
       found = found or (line:find(pattern, 1, options.plain) and line or nil)
     end
+    local feed, rest = splitter(scan)
     while not found do
       local frame = source:read()
       if not frame or frame.type == "exit" or frame.type == "end" then
-        scan(buffer)
+        scan(rest() or "")
         break
       elseif frame.type == "data" then
-        buffer = (buffer .. frame.bytes):gsub("([^\n]*)\n", function(line)
-          scan(line)
-          return ""
-        end)
+        feed(frame.bytes)
       end
     end
     cancel()

@@ -6,10 +6,24 @@ local stream = {}
 
 local PIECE = 256 * 1024 -- bytes; more than a socket takes at once
 
+---@class tidepool.Frame
+---@field type "data"|"lost"|"exit"|"end"|"stdin_closed"
+---@field stream? 1|2 stdout (and a terminal's) or stderr, of data
+---@field bytes? string of data
+---@field offset? integer of the output, bytes, all streams together
+---@field count? integer bytes that are lost
+---@field kind? "code"|"signal" of an exit
+---@field code? integer exit code or signal
+---@field wall? number seconds
+
+---@class tidepool.Stream
 local Stream = {}
 Stream.__index = Stream
 
 --- Makes the pair: our end as a Stream, the other to be passed to the server.
+---@return tidepool.Stream?
+---@return tidepool.Fd|string theirs_or_message
+---@return string? code "EMFILE", "ENFILE"
 function stream.pair()
   local ours, theirs, code = core.fd.pair()
   if not ours then
@@ -18,15 +32,38 @@ function stream.pair()
   return stream.open(ours), theirs
 end
 
---- Takes a descriptor over: a socket, or a file of saved frames, which is always ready.
-function stream.open(fd)
+--- Takes a descriptor over: a socket, or a file of saved frames, which is always ready. `since`: the
+--- offset that a reader of saved frames wants to begin at; of a socket's, init was told.
+---@param fd tidepool.Fd
+---@param since? integer bytes of output
+---@return tidepool.Stream
+function stream.open(fd, since)
   local saved = core.fd.kind(fd) == "file"
   local raw = core.stream.open(fd)
   return setmetatable({
     raw = raw,
+    since = since or 0,
     poller = not saved and assert(async.poller(raw:number())) or nil,
     writers = async.lock(),
   }, Stream)
+end
+
+-- The frame without what lies before `since`, or nil when nothing is left of it.
+local function cut(frame, since)
+  local before = frame.offset and since - frame.offset or 0
+  if before <= 0 or frame.type ~= "data" and frame.type ~= "lost" then
+    return frame
+  end
+  local size = frame.count or #frame.bytes
+  if before >= size then
+    return nil
+  elseif frame.bytes then
+    frame.bytes = frame.bytes:sub(before + 1)
+  else
+    frame.count = size - before
+  end
+  frame.offset = since
+  return frame
 end
 
 -- core.stream's several values as a table.
@@ -46,28 +83,37 @@ local function frame_of(kind, ...)
   return nil, ...
 end
 
---- The next frame, waiting for it: a table with `type` (data, lost, exit, end, stdin_closed) |
--- nil, message, "EPIPE" at the end, "ETIMEDOUT", "ECANCELED".
+--- The next frame, waiting for it.
+---@param timeout? number seconds
+---@return tidepool.Frame?
+---@return string? message
+---@return string? code "EPIPE" at the end, "ETIMEDOUT", "ECANCELED" (closed here), "EBADMSG"
 function Stream:read(timeout)
   while self.raw do
     local frame, message, code = frame_of(self.raw:read())
-    if frame then
-      return frame
-    end
-    if code ~= "EAGAIN" or not self.poller then
-      return nil, message, code == "EAGAIN" and "EPIPE" or code
-    end
-    local ready
-    ready, message, code = self.poller:readable(timeout)
-    if not ready then
-      return nil, message, code
+    local wanted = frame and cut(frame, self.since)
+    if wanted then
+      return wanted
+    elseif not frame then
+      if code ~= "EAGAIN" or not self.poller then
+        return nil, message, code == "EAGAIN" and "EPIPE" or code
+      end
+      local ready
+      ready, message, code = self.poller:readable(timeout)
+      if not ready then
+        return nil, message, code
+      end
     end
   end
   return nil, "stream is closed", "ECANCELED"
 end
 
---- Reads to the end. on_data(stream, bytes, offset), on_lost(count).
--- Returns the exit frame, or the end frame | nil, message, code.
+--- Reads to the end.
+---@param on_data fun(stream: 1|2, bytes: string, offset: integer)
+---@param on_lost? fun(count: integer, offset: integer)
+---@return tidepool.Frame? last of type "exit" or "end"
+---@return string? message
+---@return string? code as of read
 function Stream:pump(on_data, on_lost)
   while true do
     local frame, message, code = self:read()
@@ -97,7 +143,10 @@ local function wait_writable(self)
 end
 
 --- Writes to the process's stdin or terminal, waiting while it doesn't read.
--- true | nil, message, "EPIPE" when nothing reads any more.
+---@param bytes string
+---@return true?
+---@return string? message
+---@return string? code "EPIPE": nothing reads it any more
 function Stream:write(bytes)
   return self.writers:with(function()
     local offset = 0
@@ -141,7 +190,8 @@ local function send(self, method, ...)
     elseif empty == nil then
       return nil, message, code
     end
-    if not empty and not wait_writable(self) then
+    -- Also when nothing of ours waits but the frame was not taken: the socket is full of older bytes.
+    if not wait_writable(self) then
       break
     end
   end
@@ -149,13 +199,21 @@ local function send(self, method, ...)
 end
 
 --- Ends the process's input.
+---@return true?
+---@return string? message
+---@return string? code "EPIPE", "ECANCELED"
 function Stream:eof()
   return self.writers:with(function()
     return send(self, "eof")
   end)
 end
 
---- Tells the terminal its size, in characters.
+--- Tells the terminal its size.
+---@param cols integer characters
+---@param rows integer characters
+---@return true?
+---@return string? message
+---@return string? code "EPIPE", "ECANCELED"
 function Stream:resize(cols, rows)
   return self.writers:with(function()
     return send(self, "resize", cols, rows)

@@ -88,11 +88,12 @@ function spill.save(sandbox)
   uv.fs_mkdir(path, 448)
   empty(path)
   local index = {}
-  local describe = require("tidepool.server.processes").describe
+  local processes = require("tidepool.server.processes")
+  processes.refresh(sandbox) -- how much output each has
   for name, process in pairs(named) do
     local ok, message = save_one(sandbox, path, process)
     if ok then
-      index[name] = describe(process)
+      index[name] = processes.describe(process)
     else
       log.warn("spill_failed", { sandbox = sandbox.name, process = name, message = message })
     end

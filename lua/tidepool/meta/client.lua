@@ -1,0 +1,125 @@
+---@meta tidepool.client
+-- The shapes that the Lua API takes and gives, for editors and for the reference. Nothing here runs.
+-- Times are seconds, sizes bytes, CPU vCPUs or vCPU-seconds, moments seconds since the epoch. A failure
+-- is `nil, message, code`, code one of those named beside a function, or of the server's:
+-- "ENOSANDBOX" (no such sandbox), "EINVAL" (a parameter, named in the message), "ENOSERVER" (none runs
+-- and none can be started), "EPERM" (starting one needs root), "EPIPE" or "ECONNRESET" (it went away and
+-- the outcome is unknown), "EINTERNAL" (its log has the reason).
+
+---@class tidepool.CreateOptions What a sandbox is made with; one that is there keeps its own.
+---@field image? string "debian" by default
+---@field type? "lite"|"basic"|"standard-1"|"standard-2"|"standard-3"|"standard-4" "basic" by default
+---@field memory? integer bytes, instead of the type's
+---@field cpu? number vCPUs, instead of the type's
+---@field disk? integer bytes, instead of the type's
+---@field pids? integer most processes and threads, 4096 by default
+---@field env? table<string, string> environment of every process
+---@field labels? table<string, string>
+
+---@class tidepool.ProcessOptions
+---@field cwd? string "/workspace" by default
+---@field env? table<string, string> over the sandbox's own
+---@field user? string name or id, "agent" by default
+---@field timeout? number seconds, then the whole process tree is killed
+---@field ring? integer bytes of output kept for later readers, 1 MiB by default
+---@field tty? boolean a terminal instead of pipes
+---@field cols? integer of the terminal, characters, 80 by default
+---@field rows? integer of the terminal, characters, 24 by default
+
+---@class tidepool.ExecOptions : tidepool.ProcessOptions
+---@field stdin? string|fun(): string? its input: bytes, or a function that returns pieces and then nil
+---@field on_output? fun(stream: "stdout"|"stderr", bytes: string) output as it comes; it is then not kept
+---@field collect? boolean keep the output beside on_output
+---@field limit? integer bytes kept of each of stdout and stderr, 64 MiB by default; the rest is counted
+
+---@class tidepool.StartOptions : tidepool.ProcessOptions
+---@field name? string to find it by; not a number, and not one that runs
+---@field stdin? boolean keep its input open for writers
+
+---@class tidepool.TerminalOptions : tidepool.ProcessOptions
+---@field name? string
+---@field command? string[] a login shell by default
+
+---@class tidepool.Result How a command ended, and its output.
+---@field exit_code? integer absent after a signal
+---@field signal? integer the one that ended it
+---@field timed_out? boolean
+---@field stdout string bytes, never re-encoded
+---@field stderr string
+---@field dropped integer bytes beyond the limit
+---@field wall_seconds number
+---@field cpu_seconds? number of the whole tree, vCPU-seconds
+---@field id integer the process's number
+
+---@class tidepool.ProcessInfo
+---@field id integer
+---@field pid integer inside
+---@field name? string
+---@field argv string[] its beginning, about 2 KiB, once the server was started anew
+---@field user string
+---@field cwd string
+---@field tty boolean
+---@field started number moment
+---@field status "running"|"exited"|"killed"|"timed out"|"lost"
+---@field exit_code? integer
+---@field signal? integer
+---@field timed_out? boolean
+---@field wall_seconds? number
+---@field cpu_seconds? number
+---@field output? integer bytes it has written
+---@field dropped? integer bytes that left its ring before anybody had read them
+
+---@class tidepool.SandboxInfo
+---@field name string
+---@field id integer
+---@field state "creating"|"starting"|"running"|"stopped"|"destroying"
+---@field reason? string why it is stopped
+---@field image string
+---@field type string
+---@field labels table<string, string>
+---@field env table<string, string>
+---@field created number moment
+---@field limits { cpu: number, memory: integer, pids: integer, disk: integer }
+---@field processes integer that run, of those that were started by us
+---@field pid? integer of its init, on the host (info only, as what follows)
+---@field usage? { cpu_seconds: number?, memory: integer?, memory_peak: integer?, pids: integer?, disk: integer? }
+---@field unenforced? string[] limits that this host can't enforce, and why
+
+---@class tidepool.ServerInfo
+---@field pid integer
+---@field version string
+---@field state_directory string
+---@field run_directory string
+---@field log string its file
+---@field started number moment
+---@field sandboxes integer
+---@field running integer
+---@field cgroups "v2"|"hybrid"
+---@field unenforced string[]
+
+---@class tidepool.ImageInfo
+---@field name string
+---@field created number moment
+---@field bytes integer
+---@field source string
+---@field sandboxes? integer made from it (ls only)
+
+---@class tidepool.Stat
+---@field kind "file"|"directory"|"link"|"char"|"block"|"fifo"|"socket"|"other"
+---@field mode integer permission bits
+---@field uid integer inside
+---@field gid integer inside
+---@field links integer
+---@field size integer bytes
+---@field mtime number moment
+---@field inode integer
+---@field allocated integer bytes on disk
+---@field target? string of a link
+---@field path? string in a listing: relative to the directory
+
+---@class tidepool.CopyResult
+---@field files integer
+---@field directories integer
+---@field links integer
+---@field bytes integer of data
+---@field skipped string[] what is neither file, directory nor link
