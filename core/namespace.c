@@ -65,7 +65,7 @@ int tp_step_identity(struct tp_run *run, const struct tp_step *step, struct tp_e
 }
 
 /* unshare NAMESPACES: those that a clone can't make: a cgroup one, once the child is in its cgroup,
- * and a time one, which the child enters as it execs (since Linux 6.2; before, its children do). */
+ * and a time one, which the child enters as it execs (since Linux 6.2; before, init does). */
 int tp_step_unshare(struct tp_run *run, const struct tp_step *step, struct tp_error *err) {
   (void)run;
   return unshare((int)step->args[0].number) < 0 ? tp_fail(err, errno, "unshare") : 0;

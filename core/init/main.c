@@ -7,6 +7,7 @@
  * program without configuration; everything comes over the control socket. */
 #include <errno.h>
 #include <fcntl.h>
+#include <sched.h>
 #include <signal.h>
 #include <stdlib.h>
 #include <string.h>
@@ -58,6 +59,21 @@ int agent_cut_capabilities(void) {
     uint32_t effective, permitted, inheritable;
   } sets[2] = {{(uint32_t)CAPABILITIES, (uint32_t)CAPABILITIES, 0}, {0, 0, 0}};
   return (int)syscall(SYS_capset, &header, sets);
+}
+
+/* The plan unshares a time namespace. Since Linux 6.2 exec enters it; before, only children do, and
+ * the kernel refuses them our memory (CLONE_VM) while theirs is another than ours. */
+static int enter_time_namespace(void) {
+  struct stat ours, theirs;
+  if (stat("/proc/self/ns/time", &ours) < 0 ||
+      stat("/proc/self/ns/time_for_children", &theirs) < 0 || ours.st_ino == theirs.st_ino)
+    return 0;
+  int fd = open("/proc/self/ns/time_for_children", O_RDONLY | O_CLOEXEC);
+  if (fd < 0)
+    return -1;
+  int outcome = setns(fd, 0x80 /* CLONE_NEWTIME */);
+  close(fd);
+  return outcome;
 }
 
 static void read_nonce(void) {
@@ -141,7 +157,7 @@ static int prepare(void) {
   fcntl(LISTENER, F_SETFD, FD_CLOEXEC);
   fcntl(LISTENER, F_SETFL, O_RDWR | O_NONBLOCK);
   read_nonce();
-  if (cut_capabilities() < 0 || start_init() < 0)
+  if (enter_time_namespace() < 0 || cut_capabilities() < 0 || start_init() < 0)
     return -1;
   loop_fd = epoll_create1(EPOLL_CLOEXEC);
   return loop_fd < 0 || open_signals() < 0 ? -1 : control_open(LISTENER);
