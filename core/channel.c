@@ -226,8 +226,12 @@ int tp_channel_receive(struct tp_channel *channel, struct tp_frame *frame, int f
     int got = read_some(channel, err);
     if (got < 0)
       return -1;
-    if (got == 0 && !channel->ended)
+    if (got == 0 && !channel->ended) {
+      /* Thousands of idle peers must not cost a read buffer each. */
+      if (channel->decoder.input.start == channel->decoder.input.end)
+        tp_frame_decoder_free(&channel->decoder);
       return 0;
+    }
   }
 
   if (frame->fds > channel->received_count)
