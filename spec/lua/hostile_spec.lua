@@ -156,6 +156,17 @@ describe("a server under which", function()
     assert.equal("ok\n", box:exec("echo ok").stdout)
   end)
 
+  it("the state directory is removed says so, and its sandboxes go on", function()
+    support.run({ "sh", "-c", 'mv "$0" "$0.old"', server.state })
+    local made, message, code = server.client:call("create", { name = "other", image = "minimal" })
+    assert.is_nil(made)
+    assert.equal("ESTALE", code)
+    assert.matches("was removed", message)
+    assert.equal("ok\n", box:exec("echo ok").stdout)
+    support.run({ "sh", "-c", 'mv "$0.old" "$0"', server.state })
+    assert(server.client:call("create", { name = "other", image = "minimal" }))
+  end)
+
   it("another state directory's server wants to listen keeps its socket", function()
     local pid = server:pid()
     local second = support.cli({ "serve" }, {

@@ -246,7 +246,7 @@ end
 
 -- init went while it had our request: the sandbox was stopped, destroyed or its init killed.
 local function stopped_under(sandbox, message, code)
-  local reason = sandbox.gone:wait(1)
+  local reason = sandbox.gone:wait(code == "ECANCELED" and 10 or 1) -- init said that it shuts down, in its grace
   if not reason then
     return nil, message, code -- it runs, the link alone broke
   end
@@ -300,7 +300,7 @@ local function request_start(sandbox, name, key, params, attach)
   }, attach and { leaf, attach } or { leaf })
   leaf:close()
   if not reply then
-    if not sandbox.run or sandbox.link ~= link or link:is_closed() then
+    if not sandbox.run or sandbox.link ~= link or link:is_closed() or code == "ECANCELED" then
       return stopped_under(sandbox, message, code)
     end
     close_leaf(sandbox, key)

@@ -165,14 +165,20 @@ function Storage:use(spawners)
   return true
 end
 
+local function join(self, ...)
+  return table.concat({ self.path_, ... }, "/")
+end
+
 --- Whether the disk below the pool has room for something new: a pool that can't grow gets write errors
--- and turns read-only, with all sandboxes. true | nil, message, "ENOSPC" or "EROFS".
+-- and turns read-only, with all sandboxes. true | nil, message, "ENOSPC", "EROFS", or "ESTALE": it was removed.
 function Storage:room()
-  if self.on_btrfs then
+  local stat = uv.fs_statfs(self.state)
+  if not stat or not uv.fs_stat(join(self, "sandboxes")) then
+    return nil, ("the state directory %s was removed: save what the sandboxes hold, then `shutdown`"):format(self.state), "ESTALE"
+  elseif self.on_btrfs then
     return true
   end
-  local stat = uv.fs_statfs(self.state)
-  if stat and stat.bavail * stat.bsize < ROOM then
+  if stat.bavail * stat.bsize < ROOM then
     return nil, ("the disk of %s is full: %d MiB are free"):format(self.state, stat.bavail * stat.bsize / MiB), "ENOSPC"
   end
   for line in io.lines("/proc/self/mountinfo") do
@@ -183,10 +189,6 @@ function Storage:room()
     end
   end
   return true
-end
-
-local function join(self, ...)
-  return table.concat({ self.path_, ... }, "/")
 end
 
 --- Where the root of a sandbox is, on the host.
