@@ -10,11 +10,15 @@ local stream = require("tidepool.client.stream")
 
 local box = {}
 
+---@class tidepool.Box
+---@field name string
+---@field created? boolean whether `open` made it now
 local Box = {}
 Box.__index = Box
 
---- @param client tidepool.Client
---- @param name string
+---@param client tidepool.Client
+---@param name string
+---@return tidepool.Box
 function box.new(client, name)
   return setmetatable({ client = client, name = name, agents = {} }, Box)
 end
@@ -71,14 +75,13 @@ local function feed(connection, input, call)
   connection:eof()
 end
 
---- Runs a command and waits for it.
---
--- `command` is an argv or a shell line. options: cwd, env, user, stdin (string or iterator function),
--- timeout (seconds; the whole tree is killed), limit (bytes kept of each stream, 64 MiB),
--- on_output(stream, bytes) (live; then nothing is collected unless `collect`), tty, cols, rows. An error
--- of on_output or of the iterator is raised when the command has ended.
--- Returns { exit_code or signal, stdout, stderr, dropped, wall_seconds, cpu_seconds, timed_out } |
--- nil, message, code: why it could not be started ("ENOENT", "EACCES", "EBADUSER", "EBADCWD").
+--- Runs a command and waits for it. An error that on_output or the stdin function raises is raised when
+--- the command has ended.
+---@param command string[]|string an argv, or a shell line
+---@param options? tidepool.ExecOptions
+---@return tidepool.Result? a timeout too is a result: timed_out, and the signal
+---@return string? message
+---@return string? code why it could not be started: "ENOENT", "EACCES", "ENOEXEC", "EBADUSER", "EBADCWD", "EAGAIN"; or "ESTOPPED" (the sandbox was, meanwhile)
 function Box:exec(command, options)
   options = options or {}
   return async.within(function()
@@ -131,8 +134,12 @@ function Box:exec(command, options)
   end)
 end
 
---- Starts a command in the background: a Process | nil, message, code.
--- options as for exec, and name, stdin = true to be able to write to it.
+--- Starts a command in the background.
+---@param command string[]|string an argv, or a shell line
+---@param options? tidepool.StartOptions
+---@return tidepool.Process?
+---@return string? message
+---@return string? code as of exec, and "EEXIST": one of that name runs
 function Box:start(command, options)
   options = options or {}
   return async.within(function()
@@ -147,18 +154,27 @@ function Box:start(command, options)
   end)
 end
 
---- A process of this sandbox by name or number, whether or not it runs.
+--- A process of this sandbox, whether or not it runs or is there; its methods say so.
+---@param which string|integer name or number
+---@return tidepool.Process
 function Box:process(which)
   return process.new(self, { id = tonumber(which), name = not tonumber(which) and which or nil })
 end
 
---- The processes that were started in it: a list of descriptions.
+--- The processes that were started in it, those that ended lately too; of a stopped sandbox those whose
+--- output was kept.
+---@return tidepool.ProcessInfo[]?
+---@return string? message
+---@return string? code
 function Box:ps()
   return self.client:call("ps", { name = self.name })
 end
 
---- A terminal of its own: a Process with tty, running a login shell unless `command` says otherwise.
--- options: command (argv), cols, rows, name, user, cwd, env.
+--- A process with a terminal of its own, a login shell unless `command` says otherwise, attached.
+---@param options? tidepool.TerminalOptions
+---@return tidepool.Process?
+---@return string? message
+---@return string? code as of start
 function Box:terminal(options)
   options = options or {}
   local copy = {}
@@ -181,18 +197,32 @@ function Box:terminal(options)
   end)
 end
 
---- A shell whose directory, environment and functions persist between its commands.
+--- A shell whose directory, environment and functions persist between its commands; by name, the one that
+--- is there. shell: a line that executes it, bash by default where that is.
+---@param options? { name: string, cwd: string, env: table<string, string>, user: string, shell: string }
+---@return tidepool.Session?
+---@return string? message
+---@return string? code as of start
 function Box:session(options)
   return session.open(self, options or {})
 end
 
---- Waits until something listens on the port. options: timeout (30 s).
+--- Waits until something in the sandbox listens on the port.
+---@param port integer TCP
+---@param options? { timeout: number, process: string } timeout: seconds, 30 by default; process: give up when it ends
+---@return true?
+---@return string? message
+---@return string? code "ETIMEDOUT", "ESRCH" (the process ended), "ESTOPPED", "ENOPROCESS"
 function Box:wait_port(port, options)
   options = options or {}
   return self.client:call("wait_port", { name = self.name, port = port, timeout = options.timeout, process = options.process })
 end
 
---- Opens a file agent of that user: our end of its socket, a descriptor.
+--- Opens a file agent: a process inside that does file work as that user. For tidepool.client.files.
+---@param user? string name or id
+---@return tidepool.Fd? socket our end
+---@return string? message
+---@return string? code "EBADUSER", "ESTOPPED"
 function Box:agent(user)
   return async.within(function()
     local ours, theirs, code = core.fd.pair()
@@ -210,17 +240,28 @@ function Box:agent(user)
   end)
 end
 
+--- State, limits and usage.
+---@return tidepool.SandboxInfo?
+---@return string? message
+---@return string? code
 function Box:info()
   return self.client:call("info", { name = self.name })
 end
 
---- Ends all its processes; files stay. options: grace (seconds).
+--- Ends all its processes: TERM, the grace, KILL. Its files stay, and the output of named processes.
+---@param options? { grace: number } seconds, 5 by default
+---@return tidepool.SandboxInfo?
+---@return string? message
+---@return string? code "EBUSY": processes that the kernel can't end
 function Box:stop(options)
   self:close()
   return self.client:call("stop", { name = self.name, grace = options and options.grace })
 end
 
 --- Ends it and deletes its files.
+---@return true?
+---@return string? message
+---@return string? code "EBUSY"
 function Box:destroy()
   self:close()
   return self.client:call("destroy", { name = self.name })

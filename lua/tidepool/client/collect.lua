@@ -5,8 +5,10 @@ collect.LIMIT = 64 * 2 ^ 20 -- bytes of each of stdout and stderr, unless the ca
 
 local NAMES = { "stdout", "stderr" }
 
---- options: limit (bytes a stream), on_output(stream name, bytes) (nothing is kept then).
--- Returns sink(stream, bytes), lost(count), result().
+---@param options { limit: integer?, on_output: function?, collect: boolean? } as of tidepool.ExecOptions
+---@return fun(stream: 1|2, bytes: string) sink
+---@return fun(count: integer) lost adds to what was dropped
+---@return fun(): { stdout: string, stderr: string, dropped: integer } result
 function collect.new(options)
   local limit = options.limit or collect.LIMIT
   local parts, sizes, dropped = { {}, {} }, { 0, 0 }, 0

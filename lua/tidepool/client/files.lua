@@ -10,6 +10,7 @@ local async = require("tidepool.async")
 
 local files = {}
 
+---@class tidepool.Files
 local Files = {}
 Files.__index = Files
 
@@ -23,7 +24,11 @@ local UNSIZED = 64 * 1024 * 1024 -- most of a file that says 0, as those of /pro
 -- user may have stopped it. Removing a large tree is silent work, and `patience_removing` is for that.
 files.patience, files.patience_removing = 60, 3600
 
---- Speaks with the agent on `fd`, a connected unix socket, and owns it from now on.
+--- Speaks with the agent at the other end, see Box:agent, and owns the descriptor from now on.
+---@param fd tidepool.Fd a connected unix socket
+---@return tidepool.Files?
+---@return string? message
+---@return string? code
 function files.open(fd)
   local channel = core.channel.wrap(fd)
   local poller, message, code = async.poller(channel:number())
@@ -35,6 +40,7 @@ function files.open(fd)
 end
 
 --- Ends the conversation; the agent ends with it.
+---@param message? string why, for those who still wait
 function Files:close(message)
   if not self.closed then
     self.closed = message or "closed"
@@ -44,6 +50,7 @@ function Files:close(message)
 end
 
 --- Whether the agent is still there, as far as can be told without asking it.
+---@return boolean
 function Files:alive()
   if self.closed then
     return false
@@ -157,7 +164,15 @@ local function describe(stat, target)
   }
 end
 
---- Opens a regular file for reading: fd, stat | nil, message, code. The caller closes fd.
+-- A path inside is absolute or starts at /workspace. What the kernel says of one comes back as the code of
+-- each function below: "ENOENT", "EACCES", "ENOTDIR", "EISDIR", "EROFS", "ENOSPC" ...; "EINVAL" for what is
+-- no path, "EPIPE" when the agent has gone.
+
+--- Opens a regular file for reading. The caller closes it.
+---@param path string
+---@return tidepool.Fd?
+---@return tidepool.Stat|string stat_or_message
+---@return string? code "EINVAL" too: not a regular file
 function Files:open(path)
   local checked, message, code = check_path(path)
   if not checked then
@@ -181,7 +196,12 @@ function Files:open(path)
   end)
 end
 
---- The file's bytes. options: `offset` and `limit` in bytes.
+--- The file's bytes.
+---@param path string
+---@param options? { offset: integer, limit: integer, user: string } bytes
+---@return string?
+---@return string? message
+---@return string? code "EFBIG" too: more than 1 GiB at a time
 function Files:read(path, options)
   local fd, message, code = self:open(path)
   if not fd then
@@ -312,11 +332,14 @@ local function write_source(self, source, options)
   return writers["function"](self, fd_reader(fd))
 end
 
---- Writes a file. Atomic: whoever reads sees the old content or the new, never a part. `source` is
--- bytes, a function that returns pieces until nil, or a descriptor. options: `mode` (default: the
--- file's own, or 644), `append` (not atomic, adds to the end), `exclusive` (EEXIST when it is there),
--- `mtime` (seconds), `on_progress(bytes)`.
--- Returns what stat says of the file then.
+--- Writes a file. Atomic: whoever reads sees the old content or the new, never a part.
+---@param path string
+---@param source string|(fun(): string?)|tidepool.Fd|integer bytes, a function that returns pieces and then nil, or a descriptor that is read to its end
+--- options: mode, the file's own by default, or 0644; exclusive: "EEXIST" when it is there; mtime, a moment.
+---@param options? { mode: integer, exclusive: boolean, mtime: number, append: boolean, on_progress: fun(bytes: integer), user: string }
+---@return tidepool.Stat? of the file then
+---@return string? message
+---@return string? code
 function Files:write(path, source, options)
   options = options or {}
   local checked, message, code = check_path(path)
@@ -373,14 +396,24 @@ function Files:write(path, source, options)
   end)
 end
 
---- Adds to the end of a file, which is made when absent.
+--- Adds to the end of a file, which is made when absent. Not atomic.
+---@param path string
+---@param source any as of write
+---@param options? { mode: integer, user: string }
+---@return tidepool.Stat?
+---@return string? message
+---@return string? code
 function Files:append(path, source, options)
   local copy = { append = true, mode = options and options.mode }
   return self:write(path, source, copy)
 end
 
---- The entries of a directory: a list of what stat says plus `path`, relative to the directory, sorted.
--- `recursive` goes into directories, never through links.
+--- The entries of a directory, by path. recursive: goes into directories, never through links.
+---@param path string
+---@param options? { recursive: boolean, user: string }
+---@return tidepool.Stat[]?
+---@return string? message
+---@return string? code "E2BIG" too: more than a million
 function Files:list(path, options)
   local checked, message, code = check_path(path)
   if not checked then
@@ -414,7 +447,12 @@ function Files:list(path, options)
   end)
 end
 
---- What a path is: see describe above. Follows a link at its end unless options.follow is false.
+--- What a path is. follow = false: a link at its end is what is meant.
+---@param path string
+---@param options? { follow: boolean, user: string }
+---@return tidepool.Stat?
+---@return string? message
+---@return string? code
 function Files:stat(path, options)
   local checked, message, code = check_path(path)
   if not checked then
@@ -452,31 +490,61 @@ local function run(self, op, params)
   return self.lock:with(simple(op, params), self)
 end
 
---- Makes a directory; options: `mode` (default 755), `parents` (also those above; none is an error).
+--- Makes a directory. parents: those above it too, and none that is there is an error.
+---@param path string
+---@param options? { mode: integer, parents: boolean, user: string } mode: 0755 by default
+---@return true?
+---@return string? message
+---@return string? code
 function Files:mkdir(path, options)
   options = options or {}
   return run(self, "mkdir", { path = path, mode = options.mode, parents = options.parents })
 end
 
---- Removes a file, link or empty directory; with `recursive` all that is below, never through links.
+--- Removes a file, link or empty directory. recursive: all that is below, never through links.
+---@param path string
+---@param options? { recursive: boolean, user: string }
+---@return true?
+---@return string? message
+---@return string? code "ENOTEMPTY" too
 function Files:remove(path, options)
   return run(self, "remove", { path = path, recursive = options and options.recursive })
 end
 
+---@param from string
+---@param to string what is there is replaced
+---@return true?
+---@return string? message
+---@return string? code
 function Files:rename(from, to)
   return run(self, "rename", { path = from, to = to })
 end
 
+---@param path string
+---@param mode integer permission bits
+---@return true?
+---@return string? message
+---@return string? code
 function Files:chmod(path, mode)
   return run(self, "chmod", { path = path, mode = mode })
 end
 
 --- Makes a symbolic link at `path` that points to `target`.
+---@param target string
+---@param path string
+---@return true?
+---@return string? message
+---@return string? code
 function Files:symlink(target, path)
   return run(self, "symlink", { path = path, target = target })
 end
 
---- Sets a modification time, in seconds.
+--- Sets a modification time.
+---@param path string
+---@param mtime number moment
+---@return true?
+---@return string? message
+---@return string? code
 function Files:touch(path, mtime)
   return run(self, "times", { path = path, mtime = math.max(0, mtime) })
 end
@@ -539,21 +607,36 @@ function files.extend(Box)
     end
   end
 
-  --- Copies from the host: see tidepool.client.copy. options: user, on_progress(result, path).
+  --- Copies a file or tree from the host, as `cp -a` does, to that name or into a directory that is there.
+  ---@param from string on the host
+  ---@param to string inside
+  ---@param options? { user: string, on_progress: fun(result: tidepool.CopyResult, path: string) }
+  ---@return tidepool.CopyResult?
+  ---@return string? message
+  ---@return string? code
   function Box:upload(from, to, options)
     return with_agent(self, options, function(agent)
       return require("tidepool.client.copy").upload(agent, from, to, options)
     end)
   end
 
-  --- Copies to the host.
+  --- Copies a file or tree to the host, the other way round.
+  ---@param from string inside
+  ---@param to string on the host
+  ---@param options? { user: string, on_progress: fun(result: tidepool.CopyResult, path: string) }
+  ---@return tidepool.CopyResult?
+  ---@return string? message
+  ---@return string? code
   function Box:download(from, to, options)
     return with_agent(self, options, function(agent)
       return require("tidepool.client.copy").download(agent, from, to, options)
     end)
   end
 
-  --- Runs fn(files) with a file client; for several operations in a row and for descriptors.
+  --- Runs fn with a file client; for several operations in a row and for descriptors.
+  ---@param fn fun(files: tidepool.Files): ...
+  ---@param options? { user: string }
+  ---@return ... what fn returns, three values at most
   function Box:files(fn, options)
     return with_agent(self, options, fn)
   end

@@ -11,6 +11,9 @@ local verbs = require("tidepool.verbs")
 
 local client = {}
 
+---@class tidepool.Client
+---@field state string the server's state directory
+---@field run string its run directory
 local Client = {}
 Client.__index = Client
 
@@ -125,8 +128,9 @@ local function open_channel(self)
   return nil, ("the server did not answer within %d s, see %s/server.log"):format(START_LIMIT, self.state), "ETIMEDOUT"
 end
 
---- A client; it connects with its first call. options: start = false, never start a server;
--- state, run: the server's directories, so that one process can talk to several servers.
+--- A client; it connects with its first call. One process may talk to several servers.
+---@param options? { start: boolean, state: string, run: string } start = false: never start a server
+---@return tidepool.Client
 function client.new(options)
   options = options or {}
   return setmetatable({
@@ -185,8 +189,15 @@ local function call_once(self, verb, params, fds, on_progress)
   end))
 end
 
---- Calls a verb: result, fds | nil, message, code. Parameters are checked here first, so that a
--- mistake costs no round trip. The descriptors stay the caller's. `on_progress(line)`.
+--- Calls a verb of tidepool.verbs. Parameters are checked here first, so that a mistake costs no round
+--- trip. A lost connection is made again and the call repeated where that does no harm.
+---@param verb string
+---@param params table
+---@param fds? tidepool.Fd[] they stay the caller's
+---@param on_progress? fun(line: string)
+---@return any result nil after a failure
+---@return tidepool.Fd[]|string|nil fds_or_message
+---@return string? code the verb's errors, or those of every verb: see tidepool.meta.client
 function Client:call(verb, params, fds, on_progress)
   return async.within(function()
     local checked, message, code = verbs.check(verb, params)
@@ -212,9 +223,14 @@ function Client:call(verb, params, fds, on_progress)
   end)
 end
 
---- Runs a command of ours (exec, start) exactly once, however often the connection is lost: its key
--- finds out whether it was started. `renew()` gives fresh descriptors for another try.
--- renew: its descriptors, nothing, or nil, message, code.
+--- Runs a command of ours exactly once, however often the connection is lost: its key finds out whether
+--- it was started.
+---@param verb "exec"|"start"
+---@param params table with a key
+---@param renew fun(): tidepool.Fd[]?, string?, string? fresh descriptors for each try, or none, or why not
+---@return table? result
+---@return string? message
+---@return string? code as of call
 function Client:call_keyed(verb, params, renew)
   local checked, message, code = verbs.check(verb, params)
   if not checked then
@@ -240,6 +256,7 @@ function Client:call_keyed(verb, params, renew)
   return nil, message, code
 end
 
+--- Ends the connection; the next call makes another.
 function Client:close()
   if self.connection then
     self.connection:close()

@@ -11,6 +11,9 @@ local process = {}
 local Process = {}
 Process.__index = Process
 
+---@param box tidepool.Box
+---@param described { id: integer?, name: string?, pid: integer? }
+---@return tidepool.Process
 function process.new(box, described)
   return setmetatable({ box = box, id = described.id, name = described.name, pid = described.pid }, Process)
 end

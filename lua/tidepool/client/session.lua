@@ -10,6 +10,9 @@ local random = require("tidepool.random")
 
 local session = {}
 
+---@class tidepool.Session
+---@field name string
+---@field process tidepool.Process the shell
 local Session = {}
 Session.__index = Session
 
@@ -19,7 +22,12 @@ local function quote(text)
   return "'" .. text:gsub("'", "'\\''") .. "'"
 end
 
---- Opens the session of that name, or a new one. options: name, cwd, env, user, shell (bash if there).
+--- See Box:session.
+---@param box tidepool.Box
+---@param options table
+---@return tidepool.Session?
+---@return string? message
+---@return string? code
 function session.open(box, options)
   return async.within(function()
     local name = options.name or random.hex(4)
@@ -69,11 +77,13 @@ local function until_marker(marker, sink)
   end
 end
 
---- Runs one command in the session.
--- options: on_output, limit (as for exec), timeout (seconds: the session is then killed, since a
--- shell that is inside a command can't be told to stop it).
--- Returns { exit_code, stdout, stderr, dropped } | nil, message, code: "ESHUTDOWN" when the command
--- ended the session (`exit`), with the shell's exit code in the message; "ETIMEDOUT".
+--- Runs one command in the session. After a timeout the session is ended, since a shell that is inside a
+--- command can't be told to stop it.
+---@param command string a shell line, or several
+---@param options? { timeout: number, limit: integer, on_output: fun(stream: string, bytes: string), collect: boolean } as of exec
+---@return { exit_code: integer, stdout: string, stderr: string, dropped: integer }?
+---@return string? message
+---@return string? code "ESHUTDOWN": the command ended the session, or it had ended; "ETIMEDOUT"
 function Session:exec(command, options)
   options = options or {}
   return async.within(function()
@@ -145,6 +155,9 @@ function Session:exec(command, options)
 end
 
 --- Ends the shell and all that it started.
+---@return tidepool.ProcessInfo?
+---@return string? message
+---@return string? code
 function Session:close()
   return self.process:kill(1)
 end
