@@ -81,10 +81,11 @@ local costs = {
   pids = "pids limit: no pids controller",
 }
 
--- Makes the directories, and on v2 hands the controllers down to them. Other groups are left alone.
+-- Makes the directories, and on v2 hands the controllers down to them, from the mount's own group on:
+-- systemd enables there what its units need, and nobody else does. Other groups are left alone.
 local function prepare(root, wanted)
   local path = root.mount
-  for part in (root.base .. "/"):gmatch("([^/]*)/") do
+  for part in ("/" .. root.base .. "/"):gmatch("([^/]*)/") do
     path = part == "" and path or path .. "/" .. part
     if part ~= "" then
       local made, message, code = uv.fs_mkdir(path, 493)
@@ -95,7 +96,7 @@ local function prepare(root, wanted)
     for _, name in ipairs(wanted) do
       local ok, message, code = write_file(path .. "/cgroup.subtree_control", "+" .. name)
       if not ok then
-        return nil, "enable " .. name .. ": " .. message, code
+        return nil, ("enable %s below %s: %s"):format(name, path, message), code
       end
     end
   end
@@ -103,8 +104,9 @@ local function prepare(root, wanted)
 end
 
 --- Prepares the groups of one server. Returns { mode, unenforced, ... } | nil, message, code.
-function cgroup.open(instance)
-  local self = cgroup.detect()
+-- `mountinfo`: as of cgroup.detect, another host's for specs.
+function cgroup.open(instance, mountinfo)
+  local self = cgroup.detect(mountinfo)
   if not self.unified then
     return nil, "no cgroup v2 tree is mounted: mount one (cgroup2, at /sys/fs/cgroup/unified)", "ENOTSUP"
   end

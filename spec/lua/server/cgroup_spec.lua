@@ -39,6 +39,42 @@ describe("detecting control groups", function()
   end)
 end)
 
+describe("the groups of a server", function()
+  local function write(path, text)
+    local file = assert(io.open(path, "w"))
+    file:write(text)
+    file:close()
+  end
+
+  -- Directories and files as of a host with v2 alone: what the server writes, the kernel does elsewhere.
+  local function tree()
+    local root = support.scratch()
+    write(root .. "/cgroup.controllers", "cpuset cpu io memory pids\n")
+    write(root .. "/cgroup.subtree_control", "")
+    return root, ("41 31 0:38 / %s rw - cgroup2 cgroup2 rw\n"):format(root)
+  end
+
+  it("get each controller handed down from the root on, which enables none by itself", function()
+    local root, mountinfo = tree()
+    local groups = assert(cgroup.open("instance", mountinfo))
+    assert.same({}, groups.unenforced)
+    for _, path in ipairs { "", "/tidepool", "/tidepool/instance" } do
+      assert.equal("+pids", support.read(root .. path .. "/cgroup.subtree_control")) -- written last
+    end
+    assert.equal(root .. "/tidepool/instance", groups.limits.cpu)
+  end)
+
+  it("say which group does not hand a controller down", function()
+    local root, mountinfo = tree()
+    assert(os.remove(root .. "/cgroup.subtree_control"))
+    assert(uv.fs_mkdir(root .. "/cgroup.subtree_control", 493))
+    local groups = assert(cgroup.open("instance", mountinfo))
+    assert.equal(3, #groups.unenforced)
+    assert.matches("CPU quota: no cpu controller (enable cpu below " .. root .. ": EISDIR", groups.unenforced[1], 1, true)
+    assert.same({}, groups.limits)
+  end)
+end)
+
 describe("a sandbox's control group", function()
   local box, groups, key
 
@@ -56,6 +92,12 @@ describe("a sandbox's control group", function()
       assert.truthy(reason:find("no %w+ controller"), reason)
     end
     assert.is_true(#groups.unenforced <= 3)
+    if groups.mode == "v2" then
+      local offered = support.read(groups.unified .. "/cgroup.controllers")
+      for _, name in ipairs { "cpu", "memory", "pids" } do
+        assert.equal(offered:find("%f[%w]" .. name .. "%f[%W]") ~= nil, groups.limits[name] ~= nil, name)
+      end
+    end
   end)
 
   it("has its limits where the kernel enforces them", function()
