@@ -7,21 +7,42 @@ local cjson = require("cjson")
 
 local log = {}
 
-local output = io.stderr
+local LIMIT = 16 * 2 ^ 20 -- bytes of a file, of which there are two at most
 
---- Appends to the file from now on; keeps one older file when it has grown past `limit` bytes.
-function log.to_file(path, limit)
+local output, path, limit, size = io.stderr, nil, nil, 0
+
+-- Opens the file, and moves one aside that has grown past the limit.
+local function open()
   local stat = uv.fs_stat(path)
-  if stat and stat.size > (limit or 16 * 2 ^ 20) then
+  if stat and stat.size > limit then
     os.rename(path, path .. ".1")
+    stat = nil
   end
   local file, message = io.open(path, "a")
   if not file then
     return nil, message, "EIO"
   end
   file:setvbuf("line")
-  output = file
+  if output ~= io.stderr then
+    output:close()
+  end
+  output, size = file, stat and stat.size or 0
   return true
+end
+
+--- Appends to the file from now on; one older file, PATH.1, is kept when it grows past `most` bytes.
+-- Returns true | nil, message, code.
+function log.to_file(file, most)
+  path, limit = file, most or LIMIT
+  return open()
+end
+
+--- Writes to standard error again, as at the start.
+function log.to_stderr()
+  if output ~= io.stderr then
+    output:close()
+  end
+  output, path = io.stderr, nil
 end
 
 local function write(level, event, fields)
@@ -36,7 +57,12 @@ local function write(level, event, fields)
     record[key] = type(value) == "table" and value or type(value) == "number" and value or tostring(value)
   end
   local ok, text = pcall(cjson.encode, record)
-  output:write(ok and text or cjson.encode({ level = level, event = event, unencodable = true }), "\n")
+  text = ok and text or cjson.encode({ level = level, event = event, unencodable = true })
+  output:write(text, "\n")
+  size = size + #text + 1
+  if path and size > limit then
+    open() -- if that fails, the old one goes on
+  end
 end
 
 for _, level in ipairs({ "debug", "info", "warn", "error" }) do
