@@ -5,7 +5,8 @@
 -- params, fds (what descriptors go with the request), result, errors, wakes (true: a sandbox that
 -- is not running is started first), progress (true: sends "progress" notifications).
 -- A param: name, type, about, required, positional (its place on the command line), flag, short,
--- repeated, rest (all that follows `--`), default (a value the server assumes), values.
+-- repeated, rest (all that follows `--`), default (a value the server assumes), values, most (the largest
+-- number, or the most bytes, words or pairs).
 --
 -- Types: name (1-63 of [a-z0-9-]), string, integer, number, seconds, bytes (512M, 2G), boolean,
 -- map (K=V repeated), list (repeated), argv (list of strings), octal, offset (bytes of output).
@@ -30,7 +31,7 @@ local function creation()
     { name = "cpu", type = "number", flag = "--cpu", about = "CPU limit in vCPUs, instead of the type's" },
     { name = "pids", type = "integer", flag = "--pids", about = "most processes and threads", default = 4096 },
     { name = "disk", type = "bytes", flag = "--disk", about = "disk limit, instead of the type's" },
-    { name = "env", type = "map", flag = "--env", short = "-e", repeated = true, about = "environment of every process, K=V" },
+    { name = "env", type = "map", flag = "--env", short = "-e", repeated = true, about = "environment of every process, K=V", most = 16384 },
     { name = "labels", type = "map", flag = "--label", short = "-l", repeated = true, about = "labels, K=V" },
   }
 end
@@ -38,19 +39,19 @@ end
 local function command(extra)
   local params = {
     sandbox_name(),
-    { name = "argv", type = "argv", rest = true, about = "the command and its arguments" },
+    { name = "argv", type = "argv", rest = true, about = "the command and its arguments", most = 65536 },
     { name = "line", type = "string", about = "a shell line instead of argv (run by sh -c)" },
-    { name = "user", type = "string", flag = "--user", short = "-u", about = "user name or id", default = "agent" },
-    { name = "cwd", type = "string", flag = "--workdir", short = "-w", about = "working directory", default = "/workspace" },
-    { name = "env", type = "map", flag = "--env", short = "-e", repeated = true, about = "environment, K=V" },
+    { name = "user", type = "string", flag = "--user", short = "-u", about = "user name or id", most = 256, default = "agent" },
+    { name = "cwd", type = "string", flag = "--workdir", short = "-w", about = "working directory", most = 4096, default = "/workspace" },
+    { name = "env", type = "map", flag = "--env", short = "-e", repeated = true, about = "environment, K=V", most = 16384 },
     { name = "tty", type = "boolean", flag = "--tty", short = "-t", about = "give it a terminal" },
     { name = "stdin", type = "boolean", flag = "--interactive", short = "-i", about = "pass standard input on" },
-    { name = "cols", type = "integer", about = "terminal width, characters", default = 80 },
-    { name = "rows", type = "integer", about = "terminal height, characters", default = 24 },
+    { name = "cols", type = "integer", about = "terminal width, characters", most = 65535, default = 80 },
+    { name = "rows", type = "integer", about = "terminal height, characters", most = 65535, default = 24 },
     { name = "timeout", type = "seconds", flag = "--timeout", about = "kill the whole process tree after so long" },
-    { name = "key", type = "string", about = "identifies the request over a lost connection" },
+    { name = "key", type = "string", about = "identifies the request over a lost connection", most = 64 },
     { name = "lossless", type = "boolean", about = "the process waits for this reader instead of dropping output" },
-    { name = "ring", type = "bytes", about = "output kept for later readers", default = 1048576 },
+    { name = "ring", type = "bytes", about = "output kept for later readers", most = 64 * 2 ^ 20, default = 1048576 },
   }
   for _, param in ipairs(extra or {}) do
     params[#params + 1] = param
@@ -86,7 +87,7 @@ verbs.list = {
     params = command(), fds = "attach socket, optional", result = "the outcome: exit_code or signal, wall_seconds, cpu_seconds, timed_out",
     errors = STARTING, example = "exec -w /workspace agent-42 -- make -j2" },
   { name = "start", cli = "start", group = "process", about = "Start a command in the background.", wakes = true,
-    params = command({ { name = "process", type = "string", flag = "--name", about = "a name for the process" } }),
+    params = command({ { name = "process", type = "string", flag = "--name", about = "a name for the process", most = 128 } }),
     fds = "attach socket, optional", result = "the process", errors = { "EEXIST", unpack(STARTING) },
     example = "start agent-42 --name web -- python3 -m http.server 8000" },
   { name = "ps", cli = "ps", group = "process", about = "List the processes that were started in a sandbox.",
@@ -124,7 +125,7 @@ verbs.list = {
   { name = "forget", cli = "forget", group = "process", about = "Drop the record and output of an ended process.",
     params = { sandbox_name(), process_name() }, result = "true", errors = { "ENOSANDBOX", "ENOPROCESS", "EBUSY" }, example = "forget agent-42 web" },
   { name = "agent", group = "file", about = "Open a file agent: a process inside that does file work as a user.", wakes = true,
-    params = { sandbox_name(), { name = "user", type = "string", about = "user name or id", default = "agent" } },
+    params = { sandbox_name(), { name = "user", type = "string", about = "user name or id", most = 256, default = "agent" } },
     fds = "agent socket", result = "true", errors = { "ENOSANDBOX", "EBADUSER", "ESTOPPED" } },
 
   -- images
@@ -235,6 +236,18 @@ local checks = {
   end, "a map of names to strings" },
 }
 
+-- What `most` bounds: a number itself, the bytes of a string, the words or pairs of a table.
+local function measure(value)
+  if type(value) == "table" then
+    local count = 0
+    for _ in pairs(value) do
+      count = count + 1
+    end
+    return count
+  end
+  return type(value) == "string" and #value or value
+end
+
 --- Checks a request's parameters against the verb and fills in defaults.
 -- Returns a new table | nil, message that names the parameter, "EINVAL" (unknown verb: "ENOVERB").
 function verbs.check(name, params)
@@ -259,6 +272,9 @@ function verbs.check(name, params)
       local check = checks[param.type]
       if not check[1](value) then
         return nil, ("%s: %s must be %s"):format(name, param.name, check[2]), "EINVAL"
+      end
+      if param.most and measure(value) > param.most then
+        return nil, ("%s: %s is too large, the limit is %d"):format(name, param.name, param.most), "EINVAL"
       end
       if param.values then
         local found = false

@@ -1,5 +1,13 @@
 local verbs = require("tidepool.verbs")
 
+local function many(count, prefix)
+  local list = {}
+  for i = 1, count do
+    list[prefix and prefix .. i or i] = "x"
+  end
+  return list
+end
+
 describe("the verbs table", function()
   it("has a server handler for each verb and no other", function()
     local handlers = require("tidepool.server.handlers")
@@ -43,6 +51,12 @@ describe("the verbs table", function()
     { "exec", { name = "a", argv = {} }, "EINVAL", "argv must be" },
     { "exec", { name = "a", argv = { "a", 1 } }, "EINVAL", "argv must be" },
     { "exec", { name = "a", argv = { "a\0b" } }, "EINVAL", "argv must be" },
+    { "exec", { name = "a", argv = { "a" }, cols = 65536 }, "EINVAL", "cols is too large" },
+    { "exec", { name = "a", argv = { "a" }, ring = 2 ^ 40 }, "EINVAL", "ring is too large" },
+    { "exec", { name = "a", argv = { "a" }, user = ("u"):rep(257) }, "EINVAL", "user is too large" },
+    { "exec", { name = "a", argv = { "a" }, cwd = ("/d"):rep(2049) }, "EINVAL", "cwd is too large" },
+    { "exec", { name = "a", argv = many(65537) }, "EINVAL", "argv is too large" },
+    { "exec", { name = "a", argv = { "a" }, env = many(16385, "V") }, "EINVAL", "env is too large" },
     { "exec", "string", "EINVAL", "parameters must be a table" },
   }) do
     it(("answers %s to %s with %s"):format(case[3], case[1], case[4]), function()
