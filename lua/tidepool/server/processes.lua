@@ -195,7 +195,7 @@ end
 -- How init's failures read to a client: the step makes the code.
 local function start_failure(params, message, code, step)
   if step == "user" then
-    return nil, ("user %s: %s"):format(params.user, message), code == "ENOENT" and "EBADUSER" or code
+    return nil, ("user %s: %s"):format(params.user, message), (code == "ENOENT" or code == "EINVAL") and "EBADUSER" or code
   elseif step == "cwd" then
     return nil, ("working directory %s: %s"):format(params.cwd, message), "EBADCWD"
   elseif step == "exec" then
