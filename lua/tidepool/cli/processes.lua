@@ -318,6 +318,7 @@ return {
     name = "exec",
     params = { LINE, KEYS, ENV },
     run = exec,
+    result = "exit_code or signal, stdout, stderr, encoding, dropped, timed_out, wall_seconds, cpu_seconds",
     details = [[
 Its exit status is the command's: 128 + N after signal N, 124 after a timeout, 127 and 126 when the
 command is not there or can't be run, 125 for other errors of ours. Ctrl-C is passed on; a second one
@@ -335,7 +336,7 @@ ends the command and all that it started. With -t, ctrl-p ctrl-q leaves it runni
   { name = "signal", run = ok_only },
   { name = "forget", run = ok_only },
   { name = "wait", run = wait, details = "Its exit status is the process's, as of exec; 124 when the time is up." },
-  { name = "wait-port", run = wait_port },
+  { name = "wait-port", run = wait_port, result = "port, listening" },
   {
     name = "wait-log",
     group = "process",
