@@ -290,7 +290,6 @@ static int open_streams(struct process *process, struct child *child,
   return 0;
 }
 
-/* Only the descriptors: the numbers stay, since the child reads them from this memory, and later. */
 /* Only the descriptors: the child may not have read the numbers yet. */
 static void close_child_ends(const struct child *child) {
   const int ends[] = {child->in, child->out, child->err};

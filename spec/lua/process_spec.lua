@@ -185,6 +185,26 @@ describe("a background process", function()
     assert(box:start("true", { name = "only" })):wait()
   end)
 
+  it("is forgotten, the oldest first, when very many have ended", function()
+    local own = support.sandbox()
+    async.run(function()
+      for round = 1, 15 do
+        local tasks = {}
+        for i = 1, 20 do
+          tasks[i] = function()
+            assert(own:start({ "true" }, { name = ("job-%d-%d"):format(round, i) })):wait(10)
+          end
+        end
+        async.all(tasks)
+      end
+    end)
+    local list = own:ps()
+    assert.equal(256, #list)
+    assert.equal("ENOPROCESS", select(3, own:process("job-1-1"):wait(1)))
+    assert.equal(0, own:process("job-15-20"):wait(1).exit_code)
+    own:destroy()
+  end)
+
   it("gives its output line by line, thousands in a piece and one in many pieces", function()
     local process = assert(box:start("yes ab | head -n 50000; head -c 300000 /dev/zero | tr '\\0' x; echo; echo; printf end"))
     local count, last, longest = 0, nil, 0

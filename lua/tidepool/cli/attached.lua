@@ -38,7 +38,12 @@ function attached.start(client, params)
       theirs:close()
     end
     stream, theirs, code = make()
-    return stream and { theirs } or nil
+    if not stream then
+      local why = theirs
+      theirs = nil
+      return nil, why, code
+    end
+    return { theirs }
   end
   local described, message
   described, message, code = client:call_keyed("start", params, renew)
