@@ -118,15 +118,13 @@ local function ended(self, reason)
   if broken then
     broken:close()
   end
-  if run.pid then
+  if run and run.pid then
     self.server:forget_exit(run.pid)
   end
-  release(self, run.base)
-  local ok, message = pcall(record, self, "stopped", reason, nil)
-  if not ok then -- a full disk, say: the next server finds no init and says so; who waits must not wait for it
-    log.error("state_not_written", { sandbox = self.name, message = message })
-    self.state, self.reason, self.run = "stopped", reason, nil
+  if run and run.base then
+    release(self, run.base)
   end
+  record_fact(self, "stopped", reason, nil) -- at a full disk, too: who waits must not wait for it
   processes.lost(self, reason)
   log.info("sandbox_stopped", { sandbox = self.name, reason = reason })
   self.gone:set(reason)
