@@ -173,11 +173,23 @@ row("cgroups", function()
   return ok((v1 and "hybrid, v2 at " or "v2 at ") .. found.v2)
 end)
 
+-- In a container the root of the v2 tree is a group like others, which hands no controller down while
+-- it holds processes.
+local function in_the_way(path, controller)
+  return exists(path .. "/cgroup.type")
+    and not (" " .. (read(path .. "/cgroup.subtree_control") or "")):find("%s" .. controller .. "%s")
+    and (read(path .. "/cgroup.procs") or ""):find("%d") ~= nil
+end
+
 for _, limit in ipairs({ { "memory limits", "memory" }, { "CPU limits", "cpu" }, { "process limits", "pids" } }) do
   local name, controller = unpack(limit)
   row(name, function()
-    local kind = cgroups()[controller]
-    if kind then
+    local found = cgroups()
+    local kind = found[controller]
+    if kind == "v2" and in_the_way(found.v2, controller) then
+      return warn("cgroup v2, with processes in the way", name .. " are not enforced (`info` says so)",
+        ("cd %s && mkdir -p init && for p in $(cat cgroup.procs); do echo $p > init/cgroup.procs; done"):format(found.v2))
+    elseif kind then
       return ok("cgroup " .. kind)
     end
     return warn("no " .. controller .. " controller", name .. " are not enforced (`info` says so)",

@@ -81,6 +81,23 @@ local costs = {
   pids = "pids limit: no pids controller",
 }
 
+-- Lets the groups below `path` have a controller. In a group with processes the kernel refuses `memory`
+-- and takes `cpu` and `pids`, but then nothing can be started in the groups below (threaded domains);
+-- the tree's own root is an exception. So a container whose first processes are in the way has no limits.
+local function hand_down(path, name)
+  if has_word(read_file(path .. "/cgroup.subtree_control") or "", name) then
+    return true
+  end
+  if uv.fs_stat(path .. "/cgroup.type") and (read_file(path .. "/cgroup.procs") or ""):find("%d") then
+    return nil, ("processes in %s are in the way"):format(path), "EBUSY"
+  end
+  local ok, message, code = write_file(path .. "/cgroup.subtree_control", "+" .. name)
+  if not ok then
+    return nil, ("enable %s below %s: %s"):format(name, path, message), code
+  end
+  return true
+end
+
 -- Makes the directories, and on v2 hands the controllers down to them, from the mount's own group on:
 -- systemd enables there what its units need, and nobody else does. Other groups are left alone.
 local function prepare(root, wanted)
@@ -94,9 +111,9 @@ local function prepare(root, wanted)
       end
     end
     for _, name in ipairs(wanted) do
-      local ok, message, code = write_file(path .. "/cgroup.subtree_control", "+" .. name)
+      local ok, message, code = hand_down(path, name)
       if not ok then
-        return nil, ("enable %s below %s: %s"):format(name, path, message), code
+        return nil, message, code
       end
     end
   end

@@ -64,6 +64,17 @@ describe("the groups of a server", function()
     assert.equal(root .. "/tidepool/instance", groups.limits.cpu)
   end)
 
+  it("have no limits below a group with processes, where a controller would keep all others out", function()
+    local root, mountinfo = tree()
+    write(root .. "/cgroup.type", "domain\n") -- the tree's own root has none
+    write(root .. "/cgroup.procs", "1\n")
+    local groups = assert(cgroup.open("instance", mountinfo))
+    assert.equal("", support.read(root .. "/cgroup.subtree_control"))
+    assert.equal(3, #groups.unenforced)
+    assert.matches("processes in " .. root .. " are in the way", groups.unenforced[1], 1, true)
+    assert.same({}, groups.limits)
+  end)
+
   it("say which group does not hand a controller down", function()
     local root, mountinfo = tree()
     assert(os.remove(root .. "/cgroup.subtree_control"))
