@@ -1,0 +1,41 @@
+-- Who may talk to the server: root, by the socket's mode and by what the kernel says of a peer.
+local support = require("spec.support")
+local paths = require("tidepool.paths")
+local uv = require("luv")
+
+describe("the server", function()
+  local server
+  setup(function()
+    server = support.server()
+    server:pid()
+  end)
+
+  it("keeps its socket, its state and its log to itself", function()
+    assert.equal(tonumber("140600", 8), uv.fs_stat(server.run .. "/server.sock").mode)
+    assert.equal(tonumber("40700", 8), uv.fs_stat(server.state).mode)
+    assert.equal(tonumber("40700", 8), uv.fs_stat(server.run).mode)
+  end)
+
+  it("hangs up on a peer that is not root, though it could open the socket", function()
+    local script = ([[
+      local async, core, rpc = require("tidepool.async"), require("tidepool.core"), require("tidepool.rpc")
+      async.run(function()
+        local connection = rpc.connection(assert(core.channel.connect(%q)))
+        local result, _, code = connection:call("info", {})
+        print(result and "answered" or "refused " .. code)
+      end)
+    ]]):format(server.run .. "/server.sock")
+    local environment = {
+      "PATH=" .. os.getenv("PATH"), "LUA_PATH=" .. package.path, "LUA_CPATH=" .. paths.build() .. "/?.so;" .. package.cpath,
+    }
+    local own = support.run({ "luajit", "-e", script, env = environment, cwd = paths.repo() })
+    assert.equal("answered\n", own.stdout, own.stderr)
+    -- The capability opens the socket for a user whom its mode would keep out.
+    local stranger = support.run({
+      "setpriv", "--reuid=65534", "--regid=65534", "--clear-groups", "--inh-caps=+dac_override", "--ambient-caps=+dac_override",
+      "luajit", "-e", script, env = environment, cwd = paths.repo(),
+    })
+    assert.matches("^refused E", stranger.stdout, 1, stranger.stderr)
+    assert.matches("peer_refused", support.read(server.state .. "/server.log"))
+  end)
+end)
