@@ -1,13 +1,14 @@
 /* Trees: LIST, REMOVE and MKDIR with parents. Symlinks inside a tree are never followed.
  *
  * One descriptor and one path component at a time, so that a directory that is swapped for a link
- * in between leads nowhere. Depth is bounded by the length of a relative path. */
+ * in between leads nowhere. What is listed is bounded by the length of a relative path. */
 #include <dirent.h>
 #include <errno.h>
 #include <fcntl.h>
 #include <stdio.h>
 #include <string.h>
 #include <sys/stat.h>
+#include <sys/syscall.h>
 #include <unistd.h>
 
 #include "agent.h"
@@ -99,33 +100,67 @@ int agent_list(struct agent *agent, const struct tp_agent_request *request, char
   return walk.failed;
 }
 
-static int remove_in(int directory, const char *name, unsigned depth) {
+#define DEPTH 256u /* directories open at a time */
+#define NO_REPLACE 1u
+
+struct removal {
+  int top;        /* the directory that goes, open */
+  unsigned moved; /* how many were too deep below and are in `top` now */
+};
+
+/* A tree may be deeper than any path and than we may have descriptors: what lies too deep comes up. */
+static int bring_up(struct removal *removal, int directory, const char *name) {
+  for (int i = 0; i < 100; i++) {
+    char to[32];
+    snprintf(to, sizeof to, ".removed-%u", removal->moved++);
+    if (syscall(SYS_renameat2, directory, name, removal->top, to, NO_REPLACE) == 0)
+      return 0;
+    if (errno != EEXIST)
+      return errno;
+  }
+  return EEXIST;
+}
+
+static int remove_in(struct removal *removal, int directory, const char *name, unsigned depth);
+
+static int remove_entries(struct removal *removal, DIR *entries, unsigned depth) {
+  unsigned moved;
+  int code = 0;
+  do {
+    struct dirent *entry;
+    moved = removal->moved;
+    while (!code && (entry = readdir(entries)))
+      if (!is_dots(entry->d_name)) {
+        code = remove_in(removal, dirfd(entries), entry->d_name, depth + 1);
+        if (code == ENOENT)
+          code = 0;
+      }
+    rewinddir(entries);
+  } while (!code && depth == 0 && removal->moved != moved);
+  return code;
+}
+
+static int remove_in(struct removal *removal, int directory, const char *name, unsigned depth) {
   if (unlinkat(directory, name, 0) == 0)
     return 0;
   /* EISDIR, or EPERM where POSIX is older; whatever else is final. */
   if (errno != EISDIR && errno != EPERM)
     return errno;
   int code = errno;
+  if (depth > DEPTH)
+    return bring_up(removal, directory, name);
   int fd = openat(directory, name, O_RDONLY | O_DIRECTORY | O_NOFOLLOW | O_CLOEXEC);
   if (fd < 0)
     return errno == ENOTDIR || errno == ELOOP ? code : errno;
   DIR *entries = fdopendir(fd);
-  if (!entries || depth > TP_INIT_PATH / 2) {
-    code = entries ? ELOOP : errno;
-    if (entries)
-      closedir(entries);
-    else
-      close(fd);
+  if (!entries) {
+    code = errno;
+    close(fd);
     return code;
   }
-  struct dirent *entry;
-  code = 0;
-  while (!code && (entry = readdir(entries)))
-    if (!is_dots(entry->d_name)) {
-      code = remove_in(fd, entry->d_name, depth + 1);
-      if (code == ENOENT)
-        code = 0;
-    }
+  if (depth == 0)
+    removal->top = fd;
+  code = remove_entries(removal, entries, depth);
   closedir(entries);
   if (!code && unlinkat(directory, name, AT_REMOVEDIR) < 0)
     code = errno;
@@ -144,7 +179,7 @@ int agent_remove(const struct tp_agent_request *request) {
   if (is_dots(name))
     return EINVAL;
   if (request->flags & TP_AGENT_RECURSIVE)
-    return remove_in(AT_FDCWD, room, 0);
+    return remove_in(&(struct removal){.top = -1}, AT_FDCWD, room, 0);
   if (unlink(room) == 0)
     return 0;
   int code = errno;
