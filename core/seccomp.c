@@ -44,6 +44,8 @@ static const struct {
     {EPERM, "vm86old"},
     /* keyrings are not namespaced by our boundaries */
     {EPERM, "add_key"}, {EPERM, "request_key"}, {EPERM, "keyctl"},
+    /* its contexts count against one small table of the whole host, fs.aio-max-nr */
+    {ENOSYS, "io_setup"},
     {ENOSYS, "io_uring_setup"}, {ENOSYS, "io_uring_enter"}, {ENOSYS, "io_uring_register"},
 };
 

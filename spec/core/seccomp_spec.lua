@@ -101,6 +101,10 @@ describe("the filter", function()
       answers(EAFNOSUPPORT, { "socket_vsock", "socket_alg", "i386_socket_vsock", "i386_socketcall_vsock" })
     end)
 
+    it("has no asynchronous I/O that counts against a table of the whole host", function()
+      answers(ENOSYS, { "io_setup" })
+    end)
+
     it("knows no x32", function()
       answers(ENOSYS, { "x32_getpid" })
     end)

@@ -80,6 +80,7 @@ int main(int argc, char **argv) {
   tell("mount_setattr", syscall(442, here, "", 0, 0, 0));
   tell("listmount", syscall(458, 0, 0, 0, 0));
   tell("io_uring_setup", syscall(425, 1, 0));
+  tell("io_setup", syscall(SYS_io_setup, 1, &(long){0}));
   tell("bpf", syscall(SYS_bpf, 0, 0, 0));
   tell("perf_event_open", syscall(SYS_perf_event_open, 0, 0, -1, -1, 0));
   tell("userfaultfd", syscall(SYS_userfaultfd, 0));

@@ -62,7 +62,8 @@ local function add_devices(plan, limits)
     { "dir", "/dev", mode.root },
     { "mount", "tmpfs", "/dev", "tmpfs", "nosuid,noexec", "mode=0755,size=64k,nr_inodes=512" },
     { "mkdir", "/dev/pts", mode.root },
-    { "mount", "devpts", "/dev/pts", "devpts", "nosuid,noexec", "newinstance,ptmxmode=0666,mode=0620,gid=5" },
+    -- All instances draw on one number of the host, kernel.pty.max, 4096 by default.
+    { "mount", "devpts", "/dev/pts", "devpts", "nosuid,noexec", "newinstance,ptmxmode=0666,mode=0620,gid=5,max=256" },
     { "mkdir", "/dev/shm", mode.sticky },
     { "mount", "tmpfs", "/dev/shm", "tmpfs", "nosuid,nodev", "mode=1777,size=" .. bytes(limits, lasting.shm) },
   })
