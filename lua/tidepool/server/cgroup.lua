@@ -168,7 +168,12 @@ local function limit_files(self, name, limits)
       or { { "cpu.cfs_period_us", tostring(period) }, { "cpu.cfs_quota_us", tostring(amount) } }
   elseif name == "memory" and limits.memory then
     local bytes = ("%d"):format(limits.memory)
-    return v2 and { { "memory.max", bytes } } or { { "memory.limit_in_bytes", bytes } }
+    if v2 then
+      return { { "memory.max", bytes } }
+    end
+    -- v1 counts what TCP and UDP hold apart, and only when told to.
+    local sockets = ("%d"):format(limits.memory / 4)
+    return { { "memory.limit_in_bytes", bytes }, { "memory.kmem.tcp.limit_in_bytes", sockets, optional = true } }
   elseif name == "pids" and limits.pids then
     return { { "pids.max", ("%d"):format(limits.pids) } }
   end
@@ -192,7 +197,7 @@ function cgroup.steps(self, key, owner, limits)
         join[#join + 1] = { "join", path }
       end
       for _, file in ipairs(limit_files(self, name, limits)) do
-        create[#create + 1] = { "write", path .. "/" .. file[1], file[2] }
+        create[#create + 1] = { file.optional and "write?" or "write", path .. "/" .. file[1], file[2] }
       end
     end
   end
