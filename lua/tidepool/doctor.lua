@@ -208,6 +208,24 @@ row("user namespaces", function()
   return ok("at most " .. most)
 end)
 
+-- Tables that all sandboxes and the host share, whatever the limits of one.
+row("host-wide tables", function()
+  local small, advice = {}, {}
+  for name, least in pairs({ ["kernel.pid_max"] = 1000000, ["fs.file-max"] = 10000000 }) do
+    local most = tonumber(read("/proc/sys/" .. name:gsub("%.", "/")) or "")
+    if most and most < least then
+      small[#small + 1] = ("%s is %d"):format(name, most)
+      advice[#advice + 1] = ("sysctl -w %s=%d"):format(name, name == "kernel.pid_max" and 4194304 or 2 ^ 53)
+    end
+  end
+  table.sort(small)
+  table.sort(advice)
+  if #small > 0 then
+    return warn(table.concat(small, ", "), "a few sandboxes at their limits can use them up for all", table.concat(advice, "; "))
+  end
+  return ok("large enough")
+end)
+
 row("other namespaces", function()
   local lack = {}
   for _, name in ipairs { "pid", "mnt", "net", "ipc", "uts", "cgroup" } do
