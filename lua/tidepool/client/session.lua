@@ -77,6 +77,82 @@ local function until_marker(marker, sink)
   end
 end
 
+-- `command`: without it a syntax error would end a POSIX shell.
+local LINE = "command eval %s </dev/null\n{ __tp=$?; printf '%s:%%d\\n' $__tp; printf '%s:%%d\\n' $__tp >&2; (exit $__tp); }\n"
+
+-- Sends a command and reads until its marker has come on both streams: its exit status | nil, the
+-- shell's exit frame if that is why, message.
+local function converse(connection, command, sink, lost)
+  local marker = "tidepool_" .. random.hex(12) -- no character that a pattern reads otherwise
+  local readers = {}
+  for number = 1, 2 do
+    readers[number] = until_marker(marker, function(bytes)
+      sink(number, bytes)
+    end)
+  end
+  connection:write(LINE:format(quote(command), marker, marker))
+
+  local status, done = nil, 0
+  while done < 2 do
+    local frame, message = connection:read()
+    if not frame then
+      return nil, nil, message
+    elseif frame.type == "exit" then
+      return nil, frame
+    elseif frame.type == "lost" then
+      lost(frame.count)
+    elseif frame.type == "data" then
+      local found = readers[frame.stream](frame.bytes)
+      if found then
+        status, done = found, done + 1
+      end
+    end
+  end
+  return status
+end
+
+-- Where a stream of this command's output begins: the end of what was before.
+local function connect(self)
+  local described, message = self.process:info()
+  if not described or described.status ~= "running" then
+    return nil, message or ("session has ended: " .. self.name), "ESHUTDOWN"
+  end
+  return self.process:connect({ input = true, lossless = true, offset = described.output or 0 })
+end
+
+local function exec_one(self, command, options)
+  local connection, why, code = connect(self)
+  if not connection then
+    return nil, why, code
+  end
+  local timed_out = false
+  local cancel = options.timeout
+    and async.after(options.timeout, function()
+      timed_out = true
+      async.spawn(self.process.kill, self.process, 0)
+    end)
+  local sink, lost, result = collect.new(options)
+  -- Whatever on_output raises, the stream and the time limit end here.
+  local ok, status, last, message = xpcall(converse, debug.traceback, connection, command, sink, lost)
+  if cancel then
+    cancel()
+  end
+  connection:close()
+
+  if not ok then
+    error(status, 0)
+  elseif status then
+    local gathered = result()
+    gathered.exit_code = status
+    return gathered
+  elseif timed_out then
+    return nil, ("command ran longer than %g s; the session was ended"):format(options.timeout), "ETIMEDOUT"
+  elseif last then
+    return nil, ("session ended with %s %d"):format(last.kind == "signal" and "signal" or "exit status", last.code), "ESHUTDOWN"
+  end
+  return nil, message, "ESHUTDOWN"
+end
+
 --- Runs one command in the session. After a timeout the session is ended, since a shell that is inside a
 --- command can't be told to stop it.
 ---@param command string a shell line, or several
@@ -85,72 +161,8 @@ end
 ---@return string? message
 ---@return string? code "ESHUTDOWN": the command ended the session, or it had ended; "ETIMEDOUT"
 function Session:exec(command, options)
-  options = options or {}
   return async.within(function()
-    return self.lock:with(function()
-      local described, message, code = self.process:info()
-      if not described or described.status ~= "running" then
-        return nil, message or ("session has ended: " .. self.name), "ESHUTDOWN"
-      end
-      local connection
-      connection, message, code = self.process:connect({ input = true, lossless = true, offset = described.output or 0 })
-      if not connection then
-        return nil, message, code
-      end
-
-      local marker = "tidepool_" .. random.hex(12) -- no character that a pattern reads otherwise
-      local sink, lost, result = collect.new(options)
-      local stdout = until_marker(marker, function(bytes)
-        sink(1, bytes)
-      end)
-      local stderr = until_marker(marker, function(bytes)
-        sink(2, bytes)
-      end)
-      local status, done = nil, 0
-      local cancel = options.timeout
-        and async.after(options.timeout, function()
-          code = "ETIMEDOUT"
-          async.spawn(self.process.kill, self.process, 0)
-        end)
-      -- `command`: without it a syntax error would end a POSIX shell.
-      connection:write(("command eval %s </dev/null\n{ __tp=$?; printf '%s:%%d\\n' $__tp; printf '%s:%%d\\n' $__tp >&2; (exit $__tp); }\n"):format(
-        quote(command), marker, marker))
-
-      local last
-      while done < 2 do
-        local frame, why = connection:read()
-        if not frame then
-          message = why
-          break
-        elseif frame.type == "data" then
-          local found = (frame.stream == 2 and stderr or stdout)(frame.bytes)
-          if found then
-            status, done = found, done + 1
-          end
-        elseif frame.type == "lost" then
-          lost(frame.count)
-        elseif frame.type == "exit" then
-          last = frame
-          break
-        end
-      end
-      if cancel then
-        cancel()
-      end
-      connection:close()
-      if done == 2 then
-        local gathered = result()
-        gathered.exit_code = status
-        return gathered
-      end
-      if code == "ETIMEDOUT" then
-        return nil, ("command ran longer than %g s; the session was ended"):format(options.timeout), code
-      end
-      if last then
-        return nil, ("session ended with %s %d"):format(last.kind == "signal" and "signal" or "exit status", last.code), "ESHUTDOWN"
-      end
-      return nil, message, "ESHUTDOWN"
-    end)
+    return self.lock:with(exec_one, self, command, options or {})
   end)
 end
 
