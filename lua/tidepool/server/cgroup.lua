@@ -160,6 +160,8 @@ local function quota(cpu)
   return math.max(1000, math.floor(cpu * period + 0.5))
 end
 
+-- { file, text, optional = }. The memory limit counts no swap: as much of that again, as docker has it,
+-- so that one sandbox can't take all of the host's. A kernel without swap accounting lacks the file.
 local function limit_files(self, name, limits)
   local v2 = self.controllers[name] == "v2"
   if name == "cpu" and limits.cpu then
@@ -169,11 +171,13 @@ local function limit_files(self, name, limits)
   elseif name == "memory" and limits.memory then
     local bytes = ("%d"):format(limits.memory)
     if v2 then
-      return { { "memory.max", bytes } }
+      return { { "memory.max", bytes }, { "memory.swap.max", bytes, optional = true } }
     end
     -- v1 counts what TCP and UDP hold apart, and only when told to.
     local sockets = ("%d"):format(limits.memory / 4)
-    return { { "memory.limit_in_bytes", bytes }, { "memory.kmem.tcp.limit_in_bytes", sockets, optional = true } }
+    local both = ("%d"):format(limits.memory * 2)
+    return { { "memory.limit_in_bytes", bytes }, { "memory.memsw.limit_in_bytes", both, optional = true },
+      { "memory.kmem.tcp.limit_in_bytes", sockets, optional = true } }
   elseif name == "pids" and limits.pids then
     return { { "pids.max", ("%d"):format(limits.pids) } }
   end

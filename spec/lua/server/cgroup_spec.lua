@@ -118,6 +118,14 @@ describe("a sandbox's control group", function()
     end
     local file = groups.controllers.memory == "v2" and "memory.max" or "memory.limit_in_bytes"
     assert.equal(tostring(box.spec.limits.memory), (support.read(path .. "/" .. key .. "/" .. file):gsub("\n", "")))
+    -- On v1 the second one is of memory and swap together.
+    local swap, of = "memory.memsw.limit_in_bytes", box.spec.limits.memory * 2
+    if groups.controllers.memory == "v2" then
+      swap, of = "memory.swap.max", box.spec.limits.memory
+    end
+    if uv.fs_stat(path .. "/" .. key .. "/" .. swap) then
+      assert.equal(("%d\n"):format(of), support.read(path .. "/" .. key .. "/" .. swap))
+    end
     local pids = support.read(groups.limits.memory .. "/" .. key .. "/cgroup.procs")
     assert.truthy(pids:find(tostring(box.pid), 1, true))
   end)
