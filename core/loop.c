@@ -107,8 +107,12 @@ int tp_step_pool(struct tp_run *run, const struct tp_step *step, struct tp_error
     loop = attach_loop(image, device, err);
   if (loop < 0)
     return -1;
-  if (mount(device, target, "btrfs", MS_NODEV | MS_NOSUID | MS_NOATIME, NULL) < 0)
-    return tp_fail(err, errno, "mount %s on %s", device, target);
+  if (mount(device, target, "btrfs", MS_NODEV | MS_NOSUID | MS_NOATIME, NULL) < 0) {
+    int code = errno;
+    /* A pool that was in use on Linux 6.7 or newer has simple quotas, and no older one takes it. */
+    const char *hint = code == EINVAL ? " (damaged, or of a newer kernel: dmesg says which)" : "";
+    return tp_fail(err, code, "mount %s on %s%s", device, target, hint);
+  }
   if (chmod(target, 0700) < 0) {
     int code = errno;
     umount2(target, MNT_DETACH);

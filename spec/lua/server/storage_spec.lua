@@ -318,6 +318,7 @@ describe("storage", function()
     local opened, message = storage.open({ state = broken, spawners = pool })
     assert.is_nil(opened)
     assert.truthy(message:find("^open the pool: plan step 2: mount /dev/loop"), message)
+    assert.matches("damaged, or of a newer kernel", message, 1, true)
     assert.truthy(support.eventually(function()
       return #loops(broken .. "/pool.img") == 0
     end))
