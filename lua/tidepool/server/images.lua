@@ -87,7 +87,66 @@ function images.list(server)
   return list
 end
 
--- Stages, fills by `fill(options)`, commits and writes down.
+-- Has `fill(options)` fill a staged root: what it tells of the image | nil, message, code.
+local function fill_stage(server, name, stage, progress, fill)
+  local base, message, code = server.ids:allocate()
+  if not base then
+    return nil, message, code
+  end
+  local ok, meta
+  ok, meta, message, code = xpcall(fill, debug.traceback, {
+    target = stage.path,
+    range = { base = base, count = 65536 },
+    tools = server.tools,
+    work = server.directory .. "/work-" .. stage.id:gsub("[^%w]", "-"),
+    progress = progress,
+  })
+  server.ids:release(base)
+  if not ok then
+    log.error("image_crashed", { image = name, message = meta })
+    return nil, "internal error; the server's log has it", "EINTERNAL"
+  end
+  return meta, message, code
+end
+
+-- Gives what is staged its name, and writes it down: the row | nil, message, code.
+local function commit(server, name, stage, replace, meta)
+  local committed, message, code = server.storage:commit_image(stage, name, replace)
+  if not committed then
+    return nil, message, code
+  end
+  local created = meta.created or os.time()
+  committed, message, code = server.state:add_image(name, created, meta)
+  if not committed then
+    server.storage:remove_image(name)
+    server.images[name] = nil -- with `replace`: the old one is gone as well
+    return nil, message, code
+  end
+  server.images[name] = { name = name, created = created, meta = meta }
+  server.storage:refill(name)
+  return server.images[name]
+end
+
+local function stage_and_commit(server, name, replace, progress, fill)
+  local stage, message, code = server.storage:stage_image(name)
+  if not stage then
+    return nil, message, code
+  end
+  local meta, row
+  meta, message, code = fill_stage(server, name, stage, progress, fill)
+  if meta then
+    row, message, code = commit(server, name, stage, replace, meta)
+  end
+  if row then
+    log.info("image_made", { image = name, bytes = meta.bytes })
+    return images.describe(row)
+  end
+  server.storage:abort_image(stage)
+  log.error("image_failed", { image = name, message = message, code = code })
+  return nil, message, code
+end
+
+-- Makes the image of that name, one at a time.
 local function make(server, name, replace, progress, fill)
   if not valid(name) then
     return nil, "not an image name: " .. name .. " (1-128 of [a-z0-9._-])", "EINVAL"
@@ -103,54 +162,12 @@ local function make(server, name, replace, progress, fill)
     return nil, why, why_code
   end
   server.making_images[name] = true
-  local function finished(...)
-    server.making_images[name] = nil
-    return ...
-  end
-  local base, message, code = server.ids:allocate()
-  if not base then
-    return finished(nil, message, code)
-  end
-  local stage
-  stage, message, code = server.storage:stage_image(name)
-  if not stage then
-    server.ids:release(base)
-    return finished(nil, message, code)
-  end
-  local work = server.directory .. "/work-" .. stage.id:gsub("[^%w]", "-")
-  local ok, meta
-  ok, meta, message, code = xpcall(fill, debug.traceback, {
-    target = stage.path,
-    range = { base = base, count = 65536 },
-    tools = server.tools,
-    work = work,
-    progress = progress,
-  })
-  server.ids:release(base)
+  local ok, info, message, code = xpcall(stage_and_commit, debug.traceback, server, name, replace, progress, fill)
+  server.making_images[name] = nil
   if not ok then
-    log.error("image_crashed", { image = name, message = meta })
-    meta, message, code = nil, "internal error; the server's log has it", "EINTERNAL"
+    error(info, 0)
   end
-  if meta then
-    local committed
-    committed, message, code = server.storage:commit_image(stage, name, replace)
-    if committed then
-      local created = meta.created or os.time()
-      committed, message, code = server.state:add_image(name, created, meta)
-      if not committed then
-        server.storage:remove_image(name)
-        server.images[name] = nil -- with `replace`: the old one is gone as well
-        return finished(nil, message, code)
-      end
-      server.images[name] = { name = name, created = created, meta = meta }
-      server.storage:refill(name)
-      log.info("image_made", { image = name, bytes = meta.bytes })
-      return finished(images.describe(server.images[name]))
-    end
-  end
-  server.storage:abort_image(stage)
-  log.error("image_failed", { image = name, message = message, code = code })
-  return finished(nil, message, code)
+  return info, message, code
 end
 
 function images.build(server, params, progress)
