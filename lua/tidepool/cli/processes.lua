@@ -31,6 +31,44 @@ local function check_command(values)
   return true
 end
 
+-- Signals to us, passed on: on_signal as terminal.pump wants it, and kill(grace) of the whole tree.
+local function interrupter(client, name, id)
+  local function kill(grace)
+    return client:call("kill", { name = name, process = tostring(id), grace = grace })
+  end
+  local interrupts = 0
+  return function(number)
+    if number == 2 then
+      interrupts = interrupts + 1
+      if interrupts == 1 then -- as Ctrl-C does where the command is ours
+        client:call("signal", { name = name, process = tostring(id), signal = "INT" })
+        return true
+      end
+    end
+    kill(number == 2 and 0 or 2)
+  end, kill
+end
+
+-- What exec says at the end. `output`: what was gathered for JSON.
+local function report(context, values, outcome, dropped, output)
+  if output then
+    local result = {}
+    for _, name in ipairs({ "exit_code", "signal", "wall_seconds", "cpu_seconds", "id" }) do
+      result[name] = outcome[name]
+    end
+    result.timed_out = outcome.timed_out or false
+    result.dropped = output.dropped + dropped
+    context:result(format.bytes(result, { stdout = output.stdout, stderr = output.stderr }))
+    return
+  end
+  if dropped > 0 then
+    context:note(("tidepool: %d bytes of output were dropped"):format(dropped))
+  end
+  if outcome.timed_out then
+    context:note(("tidepool: timed out after %g s; the process tree was killed (ETIMEDOUT)"):format(values.timeout))
+  end
+end
+
 local function exec(context, values, command)
   local ok, message, code = check_command(values)
   local keys
@@ -49,22 +87,7 @@ local function exec(context, values, command)
     return context:fail(described, code, attached.refusal(code))
   end
   local finish = attached.watch(client, values.name, described, values.timeout)
-
-  local function kill(grace)
-    return client:call("kill", { name = values.name, process = tostring(described.id), grace = grace })
-  end
-  local interrupts = 0
-  local function on_signal(number)
-    if number == 2 then
-      interrupts = interrupts + 1
-      if interrupts == 1 then -- as Ctrl-C does where the command is ours
-        client:call("signal", { name = values.name, process = tostring(described.id), signal = "INT" })
-        return true
-      end
-    end
-    kill(number == 2 and 0 or 2)
-  end
-
+  local on_signal, kill = interrupter(client, values.name, described.id)
   local sink, _, gathered
   if context.json then
     sink, _, gathered = require("tidepool.client.collect").new({})
@@ -93,23 +116,7 @@ local function exec(context, values, command)
   if not outcome then
     return context:fail(message, code)
   end
-  if context.json then
-    local result = {}
-    for _, name in ipairs({ "exit_code", "signal", "wall_seconds", "cpu_seconds", "id" }) do
-      result[name] = outcome[name]
-    end
-    local output = gathered()
-    result.timed_out = outcome.timed_out or false
-    result.dropped = output.dropped + seen.dropped
-    context:result(format.bytes(result, { stdout = output.stdout, stderr = output.stderr }))
-  else
-    if seen.dropped > 0 then
-      context:note(("tidepool: %d bytes of output were dropped"):format(seen.dropped))
-    end
-    if outcome.timed_out then
-      context:note(("tidepool: timed out after %g s; the process tree was killed (ETIMEDOUT)"):format(values.timeout))
-    end
-  end
+  report(context, values, outcome, seen.dropped, gathered and gathered())
   return attached.status(outcome)
 end
 
