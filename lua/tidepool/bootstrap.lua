@@ -464,7 +464,7 @@ end
 function bootstrap.default_image(number)
   local async = require("tidepool.async")
   local name = "debian"
-  return async.run(function()
+  return async.within(function()
     local client = require("tidepool.client").new()
     local images = client:call("image_ls", {})
     for _, image in ipairs(images or {}) do

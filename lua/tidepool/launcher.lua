@@ -47,23 +47,9 @@ local function remaining(arg)
   return rest
 end
 
--- `run` is how a newcomer starts; `open` and `create` need it unless they name an image.
-local function wants_default_image(arg)
-  local verb = arg[1]
-  if verb ~= "open" and verb ~= "create" then
-    return verb == "run"
-  end
-  for _, word in ipairs(arg) do
-    if word:match("^%-%-image") then
-      return false
-    end
-  end
-  return true
-end
-
 local function prepare(arg, groups)
   local bootstrap = require("tidepool.bootstrap")
-  local image = wants_default_image(arg)
+  local image = arg[1] == "run" -- how a newcomer starts; `open` and `create` build it when they find it missing
   local ok, message = bootstrap.ensure(groups, image and 3 or 2)
   if ok and image then
     ok, message = bootstrap.default_image(3)

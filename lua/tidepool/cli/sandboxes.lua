@@ -103,11 +103,28 @@ local function each_name(context, values, command)
   return status
 end
 
+-- The default image is built when it turns out to be missing: not before the words make sense, nor for
+-- a sandbox that is there.
+local function provision(context, values, command)
+  local result, message, code = context:call(command, values)
+  if result == nil and code == "ENOIMAGE" and (values.image or "debian") == "debian" then
+    local built
+    built, message, code = require("tidepool.bootstrap").default_image(1)
+    if built then
+      result, message, code = context:call(command, values)
+    end
+  end
+  if result == nil then
+    return context:fail(message, code)
+  end
+  return context:result(result, command.show)
+end
+
 local NAMES = { name = "name", type = "name", positional = 1, required = true, repeated = true, about = "the sandboxes" }
 
 return {
-  { name = "create", show = name_only },
-  { name = "open", show = name_only },
+  { name = "create", show = name_only, run = provision },
+  { name = "open", show = name_only, run = provision },
   {
     name = "ls",
     run = function(context, values, command)

@@ -45,12 +45,15 @@ end
 function Process:info()
   return async.within(function()
     local list, message, code = self.box:ps()
-    for _, entry in ipairs(list or {}) do
+    if not list then
+      return nil, message, code
+    end
+    for _, entry in ipairs(list) do
       if entry.id == self.id or (self.name and entry.name == self.name) then
         return entry
       end
     end
-    return nil, message or ("no such process in %s: %s"):format(self.box.name, which(self)), code or "ENOPROCESS"
+    return nil, ("no such process in %s: %s"):format(self.box.name, which(self)), "ENOPROCESS"
   end)
 end
 

@@ -264,6 +264,27 @@ describe("the command line", function()
     end)
   end)
 
+  it("says in words that there is no such process to attach to", function()
+    local result = cli("attach", box.name, "nothing")
+    assert.equal(125, result.code)
+    assert.matches("no such process in " .. box.name .. ": nothing", result.stderr, 1, true)
+  end)
+
+  it("looks at the words before it builds an image for them", function()
+    for _, words in ipairs({ { "create", "not a name" }, { "create", "x", "--cpu", "nan" }, { "open", "x", "--pids", "1.5" } }) do
+      local result = cli(unpack(words))
+      assert.equal(125, result.code)
+      assert.matches("EINVAL", result.stderr)
+      assert.is_nil(result.stderr:find("building the default image", 1, true))
+    end
+  end)
+
+  it("opens a sandbox that is there without its image", function()
+    local result = cli("open", box.name)
+    assert.equal(0, result.code, result.stderr)
+    assert.is_nil(result.stderr:find("building the default image", 1, true))
+  end)
+
   it("attaches to a process without a terminal, and leaves it running", function()
     cli("start", box.name, "--name", "echo", "-i", "--", "cat")
     local result = sh("(echo hello; sleep 0.3) | timeout -s INT 1 $tp attach $box echo; echo $?")
