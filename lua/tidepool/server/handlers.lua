@@ -124,7 +124,12 @@ handlers.exec = with(running, function(sandbox, params, fds)
 end)
 
 handlers.start = with(running, function(sandbox, params, fds)
-  return described(processes.start(sandbox, params, fds))
+  local process, message, code = processes.start(sandbox, params, fds)
+  if process and params.timeout and not process.kind then
+    -- Nobody need be there to say it again to the next server, as exec's client does.
+    sandbox:keep_deadline(process.key, process.started + params.timeout)
+  end
+  return described(process, message, code)
 end)
 
 -- What the last stop wrote down. Whatever ran then does not any more.

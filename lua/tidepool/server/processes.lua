@@ -120,6 +120,7 @@ function processes.on_exit(sandbox, event)
   record_exit(process, event)
   process.cpu_seconds = close_leaf(sandbox, process.key)
   remember(sandbox, process)
+  sandbox:keep_deadline(process.key, nil)
   if process.cancel_deadline then
     process.cancel_deadline()
   end
@@ -472,6 +473,12 @@ function processes.adopt(sandbox)
     if not listed[id] and not process.kind then
       process.lost = "init has forgotten the process"
       process.exited:set(true)
+    end
+  end
+  for key, moment in pairs(sandbox.run.deadlines or {}) do
+    local process = sandbox.processes.by_key[key]
+    if process then
+      set_deadline(process, math.max(0, moment - now()))
     end
   end
   for _, leaf in ipairs(cgroup.leaves(sandbox.server.cgroups, sandbox:leaf_group(""))) do

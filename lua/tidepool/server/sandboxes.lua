@@ -470,6 +470,18 @@ function Sandbox:leaf(name)
   return cgroup.leaf(self.server.cgroups, key(self), name, self.run.base)
 end
 
+--- Writes down until when a process may run, for the next server; nil: it has ended. A moment, in
+-- seconds since the epoch.
+function Sandbox:keep_deadline(process_key, moment)
+  local run = self.run
+  if self.state ~= "running" or (run.deadlines or {})[process_key] == moment then
+    return
+  end
+  run.deadlines = run.deadlines or {}
+  run.deadlines[process_key] = moment
+  record_fact(self, self.state, self.reason, run)
+end
+
 function Sandbox:leaf_group(name)
   return key(self) .. "/" .. name
 end

@@ -23,7 +23,7 @@ local SCHEMA = {
       image TEXT NOT NULL,
       spec TEXT NOT NULL,           -- JSON: type, limits, env, labels
       created REAL NOT NULL,        -- seconds since the epoch
-      run TEXT                      -- JSON while running: pid, start_time, boot_id, nonce, base
+      run TEXT                      -- JSON while running: pid, start_time, boot_id, nonce, base, deadlines
     )]],
   [[CREATE TABLE images (
       name TEXT PRIMARY KEY,
