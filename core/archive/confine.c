@@ -78,6 +78,7 @@ int tp_confine_mount(int directory, int userns, struct tp_error *err) {
     return tp_fail(err, errno, "clone the target's mount");
   struct mount_attr attr = {
       .attr_set = MOUNT_ATTR_NOSUID | MOUNT_ATTR_NODEV | MOUNT_ATTR_NOEXEC,
+      .propagation = FLAG_PRIVATE, /* a shared mount, as systemd has them, can't become the root */
   };
   if (userns >= 0) {
     attr.attr_set |= MOUNT_ATTR_IDMAP;

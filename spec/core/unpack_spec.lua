@@ -118,6 +118,15 @@ describe("tidepool-unpack", function()
     assert.equal("hello", content("dir/same"))
   end)
 
+  it("works below a shared mount, as systemd makes them", function()
+    local layer = tar.write(scratch .. "/layer", tar.new():add({ name = "file", content = "x" }):bytes())
+    local script = 'mount --bind "$1" "$1" && mount --make-shared "$1" && exec "$2" --target "$1/target" --uid-base "$3" --layer "$4"'
+    local result = support.run({ "unshare", "--mount", "sh", "-c", script, "sh", scratch, paths.tool("tidepool-unpack"),
+      tostring(RANGE), layer })
+    assert.equal("", result.stderr)
+    assert.equal("x", content("file"))
+  end)
+
   it("keeps file capabilities and user attributes, no others", function()
     local capability = "\1\0\0\2\0\4\0\0\0\0\0\0\0\0\0\0\0\0\0\0" -- cap_net_bind_service+ep
     unpacks({ tar.new():add({ name = "ping", content = "x", mode = octal("755"), pax = {
