@@ -104,6 +104,23 @@ describe("files of a sandbox", function()
     assert.equal("123", box:read("pieces"))
   end)
 
+  it("are as they were when the function that gives their content raises, and can be written again", function()
+    assert(box:write("raised", "before"))
+    local count = 0
+    local ok, message = pcall(box.write, box, "raised", function()
+      count = count + 1
+      if count == 2 then
+        error("no more", 0)
+      end
+      return "half"
+    end)
+    assert.is_false(ok)
+    assert.matches("^no more", message)
+    assert.equal("before", box:read("raised"))
+    assert(box:write("raised", "after"))
+    assert.equal("after", box:read("raised"))
+  end)
+
   it("are listed, told about, renamed, changed and removed", function()
     assert.equal("ENOENT", select(3, box:mkdir("tree/a/b")))
     assert(box:mkdir("tree/a/b", { parents = true }))

@@ -365,7 +365,13 @@ function Files:write(path, source, options)
         return nil, failure, failed
       end
     end
-    local size, complaint, why = write_source(self, source, options)
+    local whole, size, complaint, why = xpcall(write_source, debug.traceback, self, source, options)
+    if not whole then -- the caller's function raised: what was begun must not be committed by the next write
+      if not self.closed then
+        request(self, "abort", {})
+      end
+      error(size, 0)
+    end
     if not size then
       if not self.closed and not small then
         request(self, "abort", {})
