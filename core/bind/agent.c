@@ -123,7 +123,8 @@ static void set_stat(lua_State *L, const struct tp_agent_stat *stat) {
   tp_set_number(L, "gid", stat->gid);
   tp_set_number(L, "links", stat->links);
   tp_set_number(L, "size", (double)stat->size);
-  tp_set_number(L, "mtime", (double)stat->mtime / 1e9);
+  /* Bounded, so that whoever turns it back into nanoseconds has room. */
+  tp_set_number(L, "mtime", (double)(stat->mtime < INT64_MAX ? stat->mtime : INT64_MAX) / 1e9);
   tp_set_number(L, "inode", (double)stat->inode);
   tp_set_number(L, "blocks", (double)stat->blocks);
   lua_setfield(L, -2, "stat");

@@ -10,6 +10,8 @@
 #include "../copy.h"
 #include "bind.h"
 
+#define MOMENT 9.2e9 /* seconds: in nanoseconds, about what an int64_t holds */
+
 static int64_t check_size(lua_State *L, int index) {
   lua_Number number = luaL_checknumber(L, index);
   luaL_argcheck(L, number >= 0 && number < 9007199254740992.0, index, "size out of range");
@@ -156,7 +158,9 @@ static int l_finish(lua_State *L) {
     return tp_lua_fail_errno(L, "set mode");
   struct tp_error err;
   if (!lua_isnoneornil(L, 3)) {
-    lua_Number mtime = luaL_checknumber(L, 3), whole = floor(mtime);
+    lua_Number mtime = luaL_checknumber(L, 3);
+    mtime = mtime < -MOMENT ? -MOMENT : mtime < MOMENT ? mtime : MOMENT; /* NaN, too */
+    lua_Number whole = floor(mtime);
     int64_t ns = (int64_t)whole * 1000000000 + (int64_t)((mtime - whole) * 1e9);
     if (tp_copy_touch(fd, ns, &err) < 0)
       return tp_lua_fail(L, &err);

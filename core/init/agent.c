@@ -22,6 +22,15 @@ const char *agent_path(struct tp_bytes path, char room[AGENT_PATH]) {
   return room;
 }
 
+/* Nanoseconds since 1970, and the nearest that there are for what lies outside of 1970 to 2262. */
+static uint64_t moment(const struct timespec *at) {
+  if (at->tv_sec < 0)
+    return 0;
+  if (at->tv_sec >= INT64_MAX / 1000000000)
+    return INT64_MAX;
+  return (uint64_t)at->tv_sec * 1000000000u + (uint64_t)at->tv_nsec;
+}
+
 void agent_stat(const struct stat *from, struct tp_agent_stat *to) {
   *to = (struct tp_agent_stat){
       .mode = from->st_mode,
@@ -29,7 +38,7 @@ void agent_stat(const struct stat *from, struct tp_agent_stat *to) {
       .gid = from->st_gid,
       .links = (uint32_t)from->st_nlink,
       .size = (uint64_t)from->st_size,
-      .mtime = (uint64_t)from->st_mtim.tv_sec * 1000000000u + (uint64_t)from->st_mtim.tv_nsec,
+      .mtime = moment(&from->st_mtim),
       .inode = from->st_ino,
       .blocks = (uint64_t)from->st_blocks,
   };

@@ -55,6 +55,26 @@ describe("cp between host and sandbox", function()
     assert.is_true(uv.fs_stat(host .. "/out/sparse").blocks * 512 < 2 ^ 20)
   end)
 
+  it("takes files of any age, though not every age exactly", function()
+    assert(box:exec("mkdir ages; cd ages; touch -d '1900-01-01 00:00' old && touch -d '2400-06-01 00:00' new"))
+    assert.equal(0, box:stat("ages/old").mtime)
+    assert(box:download("/workspace/ages", host .. "/ages"))
+    assert.equal(0, uv.fs_stat(host .. "/ages/old").mtime.sec)
+    assert.is_true(uv.fs_stat(host .. "/ages/new").mtime.sec > 4e9)
+    sh(("touch -d '1900-01-01' %s/ages/old; touch -d '2400-06-01' %s/ages/new"):format(host, host))
+    assert(box:upload(host .. "/ages", "/workspace/ages2"))
+  end)
+
+  it("refuses a file that is larger than any disk, and leaves nothing of it", function()
+    assert.equal(0, box:exec("dd if=/dev/null of=whale bs=1 seek=4611686018427387904").exit_code)
+    local done, _, code = box:download("/workspace/whale", host .. "/whale")
+    assert.is_nil(done)
+    assert.equal("EFBIG", code)
+    for _, name in ipairs(support.names(host)) do
+      assert.is_nil(name:find("whale", 1, true), name)
+    end
+  end)
+
   it("goes where docker cp goes", function()
     assert(box:mkdir("dst"))
     assert(box:upload(host .. "/tree/one", "dst"))

@@ -93,7 +93,7 @@ local function show_entries(entries)
     { "MODE", function(row) return format.mode(row.mode, row.kind) end },
     { "UID", "uid" },
     { "GID", "gid" },
-    { "SIZE", "size" },
+    { "SIZE", function(row) return ("%.0f"):format(row.size) end },
     { "MODIFIED", function(row) return os.date("!%Y-%m-%d %H:%M:%SZ", math.floor(row.mtime)) end },
     { "PATH", named },
   }, entries)

@@ -263,6 +263,10 @@ local function download_file(job, from, directory, name)
   if not input then
     return nil, stat, code
   end
+  if stat.size >= 2 ^ 53 then -- beyond what offsets in Lua hold, and any disk
+    input:close()
+    return nil, from .. ": file too large", "EFBIG"
+  end
   local partial = temporary(name)
   local output, message
   output, message, code = core.copy.open(directory, partial, "wx", 384)

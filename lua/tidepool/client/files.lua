@@ -140,6 +140,11 @@ local function request(self, op, params)
   return await(self, serial, op == "remove" and files.patience_removing or nil)
 end
 
+-- A time as the agent takes it: from 1970 to 2261.
+local function moment(seconds)
+  return math.max(0, math.min(seconds, 9.2e9))
+end
+
 local function check_path(path)
   if type(path) ~= "string" or path == "" or path:find("%z") then
     return nil, "not a path: " .. tostring(path), "EINVAL"
@@ -378,7 +383,7 @@ function Files:write(path, source, options)
       end
       return nil, complaint, why
     end
-    local commit = { size = not options.append and size or nil, mtime = options.mtime and math.max(0, options.mtime) }
+    local commit = { size = not options.append and size or nil, mtime = options.mtime and moment(options.mtime) }
     local committed
     committed, failure, failed = send(self, "commit", commit)
     if not committed then
@@ -552,7 +557,7 @@ end
 ---@return string? message
 ---@return string? code
 function Files:touch(path, mtime)
-  return run(self, "times", { path = path, mtime = math.max(0, mtime) })
+  return run(self, "times", { path = path, mtime = moment(mtime) })
 end
 
 -- The methods of a sandbox -----------------------------------------------------------------------
