@@ -20,12 +20,16 @@ int tp_cgroup_leaf(int parent, const char *name, uid_t owner, struct tp_error *e
   char procs[256];
   if (snprintf(procs, sizeof procs, "%s/cgroup.procs", name) >= (int)sizeof procs)
     return tp_fail(err, ENAMETOOLONG, "cgroup %s", name);
-  if (mkdirat(parent, name, 0755) < 0)
+  /* One that is there was made on the way of the same request, by a server that was then killed, or
+   * is shared; whether it had its owner already, nobody knows. */
+  bool made = mkdirat(parent, name, 0755) == 0;
+  if (!made && errno != EEXIST)
     return tp_fail(err, errno, "make cgroup %s", name);
   TP_CLOSE int fd = openat(parent, name, O_RDONLY | O_DIRECTORY | O_CLOEXEC);
   if (fd < 0 || fchownat(parent, procs, owner, owner, 0) < 0) {
     int code = errno;
-    unlinkat(parent, name, AT_REMOVEDIR);
+    if (made)
+      unlinkat(parent, name, AT_REMOVEDIR);
     return tp_fail(err, code, "prepare cgroup %s", name);
   }
   return tp_take_fd(&fd);

@@ -7,8 +7,9 @@
 
 #include "error.h"
 
-/* A group below `parent` for one process: its directory, and cgroup.procs owned by `owner`, so that
- * the sandbox's init may put a child there (clone3's CLONE_INTO_CGROUP). The caller owns the fd. */
+/* A group below `parent` for one process, new or there already: its directory, and cgroup.procs owned
+ * by `owner`, so that the sandbox's init may put a child there (clone3's CLONE_INTO_CGROUP). The
+ * caller owns the fd. */
 int tp_cgroup_leaf(int parent, const char *name, uid_t owner, struct tp_error *err);
 
 /* Kill all that is in the v2 group behind `directory`, and below. */

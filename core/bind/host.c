@@ -29,8 +29,8 @@ static int l_filter(lua_State *L) {
   return 1;
 }
 
-/* core.cgroup.leaf(directory, name, uid) -> fd | nil, message, code: a new group for one process, whose
- * cgroup.procs belongs to uid */
+/* core.cgroup.leaf(directory, name, uid) -> fd | nil, message, code: a group for one process, new or
+ * there already, whose cgroup.procs belongs to uid */
 static int l_leaf(lua_State *L) {
   int parent = tp_check_fd(L, 1);
   const char *name = luaL_checkstring(L, 2);

@@ -1,6 +1,7 @@
 -- Commands in a sandbox: what exec, start, logs, kill and wait promise, on a real sandbox.
 local support = require("spec.support")
 local async = require("tidepool.async")
+local uv = require("luv")
 
 describe("exec", function()
   local box
@@ -238,6 +239,14 @@ describe("a background process", function()
       assert.is_nil(next(ids, id))
       box:process(id):kill(0)
     end)
+  end)
+
+  it("starts in what a server that was killed on the way had made for it", function()
+    local leaf = support.cgroup_of(box) .. "/left-behind"
+    assert(uv.fs_mkdir(leaf, 493))
+    local described = assert(box.client:call("start", { name = box.name, argv = { "sleep", "5" }, key = "left-behind" }))
+    assert.equal(1, #support.processes_in(leaf))
+    box:process(described.id):kill(0)
   end)
 
   it("waits with its exit code, and says when it still runs", function()

@@ -312,13 +312,13 @@ function core.seccomp.filter() end
 -- Control groups (v2) by an open directory; what does not block.
 core.cgroup = {}
 
---- Makes a group for one process below `directory`, its cgroup.procs owned by `uid`.
+--- Makes a group for one process below `directory`, unless it is there, its cgroup.procs owned by `uid`.
 ---@param directory tidepool.Fd|integer
 ---@param name string
 ---@param uid integer
 ---@return tidepool.Fd? group its directory
 ---@return string? message
----@return string? code "EEXIST", "ENOENT", "EAGAIN"
+---@return string? code "ENOENT", "EAGAIN"
 function core.cgroup.leaf(directory, name, uid) end
 
 --- SIGKILL to all in the group and below, at once.

@@ -5,7 +5,6 @@
 -- client's attach socket goes straight to init.
 local async = require("tidepool.async")
 local cgroup = require("tidepool.server.cgroup")
-local core = require("tidepool.core")
 local log = require("tidepool.server.log")
 local random = require("tidepool.random")
 local uv = require("luv")
@@ -279,6 +278,7 @@ local function request_start(sandbox, name, key, params, attach)
   if not leaf then
     return nil, message, code
   end
+  sandbox.processes.lingering[key] = nil -- one that a killed server had made for this request
   local argv = params.argv or { "/bin/sh", "-c", params.line }
   local reply, step
   local link = sandbox.link
@@ -508,9 +508,6 @@ end
 --- Starts a file agent of that user on the client's socket. All agents share one leaf, "files".
 function processes.agent(sandbox, user, socket)
   local leaf, message, code = sandbox:leaf("files")
-  if code == "EEXIST" then
-    leaf, message, code = core.fd.open(cgroup.directory(sandbox.server.cgroups, sandbox:leaf_group("files")), "rd")
-  end
   if not leaf then
     return nil, message, code
   end
