@@ -412,6 +412,9 @@ function main.serve(options)
     end
     local ok, message, code = start(self)
     if not ok then
+      if self.cgroups then
+        cgroup.close(self.cgroups) -- groups of sandboxes that run keep it
+      end
       return nil, message, code
     end
     log.info("server_started", { version = main.VERSION, state = self.directory, sandboxes = self:info().sandboxes })
