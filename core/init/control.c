@@ -12,6 +12,8 @@
 
 #include "init.h"
 
+#define ACCEPTS 64 /* the length of the listener's queue */
+
 struct control {
   struct source source; /* first member; its fd is the channel's */
   struct control *next;
@@ -265,18 +267,18 @@ static void control_ready(struct source *source, uint32_t events) {
   }
 }
 
-static void accept_one(struct source *source, uint32_t events) {
-  (void)events;
-  int fd = accept4(source->fd, NULL, NULL, SOCK_CLOEXEC | SOCK_NONBLOCK);
+/* False when nobody waits any more. */
+static bool accept_one(void) {
+  int fd = accept4(listener.fd, NULL, NULL, SOCK_CLOEXEC | SOCK_NONBLOCK);
   if (fd < 0)
-    return;
+    return false;
   struct ucred peer = {.pid = -1};
   socklen_t size = sizeof peer;
   bool outside = getsockopt(fd, SOL_SOCKET, SO_PEERCRED, &peer, &size) == 0 && peer.pid == 0;
   struct control *control = outside && count < MAX_CONTROLS ? calloc(1, sizeof *control) : NULL;
   if (!control) {
     close(fd);
-    return;
+    return true;
   }
   tp_channel_init(&control->channel, fd);
   source_init(&control->source, fd, control_ready);
@@ -284,10 +286,18 @@ static void accept_one(struct source *source, uint32_t events) {
   controls = control;
   count++;
   source_want(&control->source, EPOLLIN);
+  return true;
+}
+
+/* Many at a time: root inside may keep the queue full, and the server has to get through. */
+static void listener_ready(struct source *source, uint32_t events) {
+  (void)source, (void)events;
+  for (int i = 0; i < ACCEPTS && accept_one(); i++)
+    ;
 }
 
 int control_open(int fd) {
-  source_init(&listener, fd, accept_one);
+  source_init(&listener, fd, listener_ready);
   source_want(&listener, EPOLLIN);
   return listener.events ? 0 : -1;
 }

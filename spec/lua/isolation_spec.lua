@@ -3,12 +3,12 @@
 local uv = require("luv")
 local support = require("spec.support")
 
--- A sandbox with the program of hostile deeds in /workspace.
-local function hostile(options)
+-- A sandbox with the program of hostile deeds in /workspace, on the shared server or that one.
+local function hostile(options, server)
   local program = support.scratch() .. "/hostile"
   local compiled = support.run({ "cc", "-static", "-O1", "-o", program, "spec/support/hostile.c" })
   assert.equal(0, compiled.code, compiled.stderr)
-  local box = support.sandbox(options)
+  local box = (server or support.shared()):sandbox(options)
   assert(box:upload(program, "/workspace/hostile"))
   return box
 end
@@ -40,6 +40,18 @@ describe("init", function()
       assert.equal(0, result.exit_code)
     end
     assert.equal("alive\n", box:exec("echo alive").stdout)
+  end)
+end)
+
+describe("a server that was killed", function()
+  it("finds back to a sandbox whose root crowds init's socket", function()
+    local server = support.server()
+    local box = hostile(nil, server)
+    assert(box:start({ "./hostile", "crowd" }, { name = "crowd", user = "root" }):wait_log("crowding"))
+    local pid = box:info().pid
+    server:kill()
+    assert.equal("alive\n", assert(box:exec("echo alive")).stdout)
+    assert.equal(pid, box:info().pid)
   end)
 end)
 

@@ -142,13 +142,28 @@ static void deep(void) {
   printf("%d\n", made);
 }
 
+/* Crowd init's socket for 20 seconds. */
+static void crowd(void) {
+  struct sockaddr_un address = {.sun_family = AF_UNIX, .sun_path = "/.tidepool/init.sock"};
+  for (int i = 0; i < 3; i++)
+    fork();
+  alarm(20);
+  puts("crowding");
+  fflush(stdout);
+  for (;;) {
+    int fd = socket(AF_UNIX, SOCK_STREAM | SOCK_NONBLOCK, 0);
+    connect(fd, (struct sockaddr *)&address, sizeof address);
+    close(fd);
+  }
+}
+
 int main(int argc, char **argv) {
   static const struct {
     const char *name;
     void (*deed)(void);
   } deeds[] = {{"offer", offer},       {"meet", meet},         {"init", touch_init},
                {"bomb", bomb},         {"terminals", terminals}, {"sockets", sockets},
-               {"segments", segments}, {"deep", deep}};
+               {"segments", segments}, {"deep", deep},       {"crowd", crowd}};
   port.sin_port = htons(7169);
   port.sin_addr.s_addr = htonl(INADDR_LOOPBACK);
   for (unsigned i = 0; argc > 1 && i < sizeof deeds / sizeof *deeds; i++)

@@ -2,11 +2,14 @@
 --
 -- init's messages have a fixed layout and are decoded in C (core.init.decode); what doesn't decode
 -- ends the link.
+local uv = require("luv")
 local async = require("tidepool.async")
 local core = require("tidepool.core")
 local transport = require("tidepool.transport")
 
 local link = {}
+
+local CROWDED = 3 -- seconds
 
 local Link = {}
 Link.__index = Link
@@ -46,6 +49,12 @@ end
 -- `on_exit(message)` is told each exit, `on_close(message, code)` the end of the link.
 function link.open(pid, nonce, options)
   local channel, message, code = core.init.connect(pid)
+  -- Root inside may crowd init's socket with connections of its own; init closes them as they come.
+  local give_up = uv.hrtime() + CROWDED * 1e9
+  while code == "EAGAIN" and uv.hrtime() < give_up do
+    async.sleep(0.002)
+    channel, message, code = core.init.connect(pid)
+  end
   if not channel then
     return nil, message, code
   end
