@@ -44,6 +44,7 @@ bootstrap.packages = {
   { "curl", "test", "asks the registry whether it is up" },
   { "procps", "test", "looks for processes" },
   { "strace", "test", "counts system calls in specs" },
+  { "iproute2", "test", "ss, which finds both ends of a socket" },
   { "bubblewrap", "bench", "peer" },
   { "crun", "bench", "peer" },
   { "runc", "bench", "peer" },
