@@ -5,6 +5,7 @@
 -- Written for LuaJIT alone (ffi, popen), since luv is one of the packages that it installs.
 local ffi = require("ffi")
 local paths = require("tidepool.paths")
+local read_file = require("tidepool.file").read
 
 local bootstrap = {}
 
@@ -73,16 +74,6 @@ local function quoted(words)
     out[i] = quote(word)
   end
   return table.concat(out, " ")
-end
-
-local function read_file(path)
-  local file = io.open(path, "rb")
-  if not file then
-    return nil
-  end
-  local bytes = file:read("*a")
-  file:close()
-  return bytes
 end
 
 -- A stamp only saves time, so a directory that we may not write to is no error.

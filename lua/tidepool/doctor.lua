@@ -5,6 +5,7 @@
 local ffi = require("ffi")
 local bootstrap = require("tidepool.bootstrap")
 local paths = require("tidepool.paths")
+local read_file = require("tidepool.file").read
 
 local doctor = {}
 
@@ -30,16 +31,6 @@ local numbers = ({
   arm64 = { bpf = 280, pidfd_open = 434 },
 })[jit.arch] or {}
 
-local function read(path)
-  local file = io.open(path, "rb")
-  if not file then
-    return nil
-  end
-  local bytes = file:read("*a")
-  file:close()
-  return bytes
-end
-
 local function capture(command)
   local pipe = io.popen("LC_ALL=C " .. command .. " 2>/dev/null")
   local out = pipe and pipe:read("*a") or ""
@@ -63,7 +54,7 @@ local function on_path(program)
   end
 end
 
-local release = (read("/proc/sys/kernel/osrelease") or "unknown"):gsub("%s+$", "")
+local release = (read_file("/proc/sys/kernel/osrelease") or "unknown"):gsub("%s+$", "")
 local major, minor = release:match("^(%d+)%.(%d+)")
 local version = tonumber(major or 0) * 1000 + tonumber(minor or 0)
 
@@ -73,7 +64,7 @@ end
 
 -- A file system or module: in the kernel now, or as a module that the kernel loads when asked.
 local function module_state(name, filesystem)
-  if filesystem and ("\n" .. (read("/proc/filesystems") or "")):find("%s" .. filesystem .. "\n") then
+  if filesystem and ("\n" .. (read_file("/proc/filesystems") or "")):find("%s" .. filesystem .. "\n") then
     return "in the kernel"
   end
   if exists("/sys/module/" .. name) then
@@ -81,7 +72,7 @@ local function module_state(name, filesystem)
   end
   local directory = "/lib/modules/" .. release
   for _, index in ipairs { "/modules.builtin", "/modules.dep" } do
-    if (read(directory .. index) or ""):find("/" .. name .. "%.ko") then
+    if (read_file(directory .. index) or ""):find("/" .. name .. "%.ko") then
       return index == "/modules.dep" and "a module" or "in the kernel"
     end
   end
@@ -121,7 +112,7 @@ end)
 
 -- Whether this process has a capability, by its number.
 local function capable(number)
-  local mask = (read("/proc/self/status") or ""):match("CapEff:%s*(%x+)") or "0"
+  local mask = (read_file("/proc/self/status") or ""):match("CapEff:%s*(%x+)") or "0"
   local digit = tonumber(mask:sub(-1 - math.floor(number / 4), -1 - math.floor(number / 4)), 16) or 0
   return bit.band(digit, bit.lshift(1, number % 4)) ~= 0
 end
@@ -140,7 +131,7 @@ end)
 
 local function cgroups()
   local found = { v1 = {} }
-  for line in (read("/proc/self/mountinfo") or ""):gmatch("[^\n]+") do
+  for line in (read_file("/proc/self/mountinfo") or ""):gmatch("[^\n]+") do
     local point, kind, options = line:match("^%S+ %S+ %S+ %S+ (%S+) .- %- (%S+) %S+ (%S+)")
     if kind == "cgroup2" then
       found.v2 = found.v2 or point
@@ -150,7 +141,7 @@ local function cgroups()
       end
     end
   end
-  for controller in (read((found.v2 or "") .. "/cgroup.controllers") or ""):gmatch("%S+") do
+  for controller in (read_file((found.v2 or "") .. "/cgroup.controllers") or ""):gmatch("%S+") do
     found[controller] = "v2"
   end
   for _, controller in ipairs { "memory", "cpu", "pids" } do
@@ -177,8 +168,8 @@ end)
 -- it holds processes.
 local function in_the_way(path, controller)
   return exists(path .. "/cgroup.type")
-    and not (" " .. (read(path .. "/cgroup.subtree_control") or "")):find("%s" .. controller .. "%s")
-    and (read(path .. "/cgroup.procs") or ""):find("%d") ~= nil
+    and not (" " .. (read_file(path .. "/cgroup.subtree_control") or "")):find("%s" .. controller .. "%s")
+    and (read_file(path .. "/cgroup.procs") or ""):find("%d") ~= nil
 end
 
 for _, limit in ipairs({ { "memory limits", "memory" }, { "CPU limits", "cpu" }, { "process limits", "pids" } }) do
@@ -198,7 +189,7 @@ for _, limit in ipairs({ { "memory limits", "memory" }, { "CPU limits", "cpu" },
 end
 
 row("user namespaces", function()
-  local most = tonumber(read("/proc/sys/user/max_user_namespaces") or "")
+  local most = tonumber(read_file("/proc/sys/user/max_user_namespaces") or "")
   if not exists("/proc/self/ns/user") or most == nil or most == 0 then
     return fail(most == 0 and "switched off" or "none", "sandboxes can't start",
       "sysctl -w user.max_user_namespaces=65536")
@@ -212,7 +203,7 @@ end)
 row("host-wide tables", function()
   local small, advice = {}, {}
   for name, least in pairs({ ["kernel.pid_max"] = 1000000, ["fs.file-max"] = 10000000 }) do
-    local most = tonumber(read("/proc/sys/" .. name:gsub("%.", "/")) or "")
+    local most = tonumber(read_file("/proc/sys/" .. name:gsub("%.", "/")) or "")
     if most and most < least then
       small[#small + 1] = ("%s is %d"):format(name, most)
       advice[#advice + 1] = ("sysctl -w %s=%d"):format(name, name == "kernel.pid_max" and 4194304 or 2 ^ 53)
@@ -247,7 +238,7 @@ row("time namespace", function()
 end)
 
 row("seccomp", function()
-  local actions = read("/proc/sys/kernel/seccomp/actions_avail")
+  local actions = read_file("/proc/sys/kernel/seccomp/actions_avail")
   if actions and actions:find("errno", 1, true) then
     return ok("filters")
   end
@@ -399,7 +390,7 @@ row("build", function()
 end)
 
 row("memory", function()
-  local info = read("/proc/meminfo") or ""
+  local info = read_file("/proc/meminfo") or ""
   local total = (tonumber(info:match("MemTotal:%s*(%d+)")) or 0) * 1024
   local available = (tonumber(info:match("MemAvailable:%s*(%d+)")) or 0) * 1024
   local text = gib(available) .. " of " .. gib(total) .. " available"
@@ -427,7 +418,7 @@ row("disk", function()
 end)
 
 row("swap", function()
-  local swaps = read("/proc/swaps") or ""
+  local swaps = read_file("/proc/swaps") or ""
   local _, count = swaps:gsub("\n/", "\n/")
   if count == 0 then
     return warn("none", "idle sandboxes stay in memory", "add zram (apt-get install zram-tools) or a swap file")

@@ -7,6 +7,7 @@ local uv = require("luv")
 local async = require("tidepool.async")
 local bootstrap = require("tidepool.bootstrap")
 local paths = require("tidepool.paths")
+local read_file = require("tidepool.file").read
 
 local testing = {}
 
@@ -42,16 +43,6 @@ end
 local function skipped(name, reason)
   count(0, 0, 1)
   say("  skip ", name, ": ", reason, "\n")
-end
-
-local function read_file(path)
-  local file = io.open(path, "rb")
-  if not file then
-    return nil
-  end
-  local bytes = file:read("*a")
-  file:close()
-  return bytes
 end
 
 local function on_path(program)

@@ -6,15 +6,7 @@ local async = require("tidepool.async")
 
 local machine = {}
 
-function machine.read(path)
-  local file = io.open(path, "rb")
-  if not file then
-    return nil
-  end
-  local bytes = file:read("*a")
-  file:close()
-  return bytes
-end
+machine.read = require("tidepool.file").read
 
 --- The names in a directory, sorted; {} when it isn't there.
 function machine.names(directory)

@@ -8,6 +8,7 @@ local core = require("tidepool.core")
 local paths = require("tidepool.paths")
 local rpc = require("tidepool.rpc")
 local verbs = require("tidepool.verbs")
+local read_file = require("tidepool.file").read
 
 local client = {}
 
@@ -24,15 +25,6 @@ local START_LIMIT = 60 -- seconds; making and mounting a pool is part of a first
 local REPEATABLE = {}
 for name in ("ls info ps wait wait_port open stop destroy kill forget attach logs image_ls agent"):gmatch("%S+") do
   REPEATABLE[name] = true
-end
-
-local function read_file(path)
-  local file = io.open(path)
-  local text = file and file:read("*a") or ""
-  if file then
-    file:close()
-  end
-  return text
 end
 
 -- The environment of the server: ours, with this client's directories.

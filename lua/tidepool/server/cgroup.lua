@@ -8,21 +8,12 @@
 local uv = require("luv")
 local async = require("tidepool.async")
 local core = require("tidepool.core")
+local read_file = require("tidepool.file").read
 
 local cgroup = {}
 
 local controllers = { "cpu", "memory", "pids" }
 local period = 100000 -- microseconds, the kernel's default
-
-local function read_file(path)
-  local file = io.open(path, "r")
-  if not file then
-    return nil
-  end
-  local text = file:read("*a")
-  file:close()
-  return text
-end
 
 local function write_file(path, text)
   local fd, message, code = uv.fs_open(path, "w", 0)

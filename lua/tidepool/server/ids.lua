@@ -7,6 +7,7 @@
 local uv = require("luv")
 local async = require("tidepool.async")
 local core = require("tidepool.core")
+local read_file = require("tidepool.file").read
 
 local ids = {}
 
@@ -26,15 +27,6 @@ end
 
 local function block_of(base)
   return math.floor((base - ids.FIRST) / (ids.BLOCK * ids.COUNT))
-end
-
-local function read_file(path)
-  local file = io.open(path, "r")
-  local text = file and file:read("*a")
-  if file then
-    file:close()
-  end
-  return text
 end
 
 -- Runs fn while no other server of this host changes a block. Held for some file accesses at most.
