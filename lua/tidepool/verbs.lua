@@ -37,6 +37,7 @@ local function creation()
     { name = "disk", type = "bytes", flag = "--disk", about = "disk limit, instead of the type's" },
     { name = "env", type = "map", flag = "--env", short = "-e", repeated = true, about = "environment of every process, K=V", most = 16384 },
     { name = "labels", type = "map", flag = "--label", short = "-l", repeated = true, about = "labels, K=V" },
+    { name = "key", type = "string", about = "identifies the request over a lost connection" },
   }
 end
 

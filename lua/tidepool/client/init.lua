@@ -6,6 +6,7 @@ local uv = require("luv")
 local async = require("tidepool.async")
 local core = require("tidepool.core")
 local paths = require("tidepool.paths")
+local random = require("tidepool.random")
 local rpc = require("tidepool.rpc")
 local verbs = require("tidepool.verbs")
 local read_file = require("tidepool.file").read
@@ -23,7 +24,7 @@ local START_LIMIT = 60 -- seconds; making and mounting a pool is part of a first
 
 -- Verbs that do no harm when they run twice, so that a lost connection is no failure.
 local REPEATABLE = {}
-for name in ("ls info ps wait wait_port open stop destroy kill forget attach logs image_ls agent"):gmatch("%S+") do
+for name in ("create ls info ps wait wait_port open stop destroy kill forget attach logs image_ls agent"):gmatch("%S+") do
   REPEATABLE[name] = true
 end
 
@@ -195,6 +196,13 @@ function Client:call(verb, params, fds, on_progress)
     local checked, message, code = verbs.check(verb, params)
     if not checked then
       return nil, message, code
+    end
+    if verb == "create" and not params.key then
+      local keyed = { key = random.hex(12) } -- by which the server knows it when it comes again
+      for name, value in pairs(params) do
+        keyed[name] = value
+      end
+      params = keyed
     end
     local result, extra, lost
     result, extra, code, lost = call_once(self, verb, params, fds, on_progress)

@@ -303,9 +303,14 @@ local function limit_disk(self)
 end
 
 --- Makes and starts a new sandbox. "EEXIST" when the name is taken, "ENOIMAGE".
+-- A request whose key made the sandbox that is there is the same one, sent again over a new connection.
 function sandboxes.create(server, params)
-  if server.sandboxes[params.name] then
+  local taken = server.sandboxes[params.name]
+  if taken and (not params.key or taken.spec.key ~= params.key) then
     return nil, "sandbox exists: " .. params.name, "EEXIST"
+  elseif taken then
+    local awake, message, code = taken:wake()
+    return awake and taken, message, code
   end
   local image = server.images[params.image]
   if not image then
@@ -316,7 +321,7 @@ function sandboxes.create(server, params)
     return nil, "create " .. params.name .. ": " .. message, code
   end
   local spec = resolve_limits(params)
-  spec.machine_id = random.hex(16)
+  spec.machine_id, spec.key = random.hex(16), params.key
   local created = os.time()
   local id
   id, message, code = server.state:add_sandbox(params.name, params.image, spec, created)
