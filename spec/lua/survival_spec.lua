@@ -7,7 +7,7 @@ describe("a server that is killed", function()
   local server, box
   setup(function()
     server = support.server()
-    box = server:sandbox()
+    box = server:sandbox({ cpu = 2 })
   end)
 
   it("is started again by the next verb, which finds every sandbox and process", function()

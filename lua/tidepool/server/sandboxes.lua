@@ -207,6 +207,18 @@ local function connect(self)
   return true
 end
 
+-- Sets its disk limit, in the background of a start: within milliseconds, and anew with each run and
+-- each server, so that no kill in between leaves a sandbox without one.
+local function limit_disk(self)
+  local limited, message, code = self.server.storage:limit(self.id, self.spec.disk)
+  if limited or code == "ENOTSUP" or self.destroyed or self.state == "destroying" then
+    self.disk_unenforced = nil -- what the storage can't do at all it tells by itself
+    return
+  end
+  self.disk_unenforced = "disk limit: " .. message
+  log.error("disk_limit_failed", { sandbox = self.name, message = message, code = code })
+end
+
 --- Starts it from its files. Called with the lock held, in state creating or stopped.
 local function start(self)
   local server = self.server
@@ -246,6 +258,7 @@ local function start(self)
   end
 
   server:expect_exit(made.pid)
+  async.spawn(limit_disk, self)
   self.pidfd = made.pidfd
   self.run.pid, self.run.start_time = made.pid, host.start_time(made.pid)
   watch(self, made.pid)
@@ -294,14 +307,6 @@ local function unmake(self)
   return true
 end
 
-local function limit_disk(self)
-  local limited, message, code = self.server.storage:limit(self.id, self.spec.disk)
-  if not limited and code ~= "ENOTSUP" then -- that one is the storage's to tell
-    self.disk_unenforced = "disk limit: " .. message
-    log.error("disk_limit_failed", { sandbox = self.name, message = message, code = code })
-  end
-end
-
 --- Makes and starts a new sandbox. "EEXIST" when the name is taken, "ENOIMAGE".
 -- A request whose key made the sandbox that is there is the same one, sent again over a new connection.
 function sandboxes.create(server, params)
@@ -335,11 +340,8 @@ function sandboxes.create(server, params)
     local path
     path, message, code = server.storage:create(id, params.image)
     if path then
-      -- Beside the start, since each waits for the kernel; in force before anybody is answered.
-      local limiting = async.spawn(limit_disk, self)
       local ok
       ok, message, code = start(self)
-      limiting:join()
       if ok then
         log.info("sandbox_created", { sandbox = self.name, id = id, image = params.image })
         return self
@@ -511,6 +513,7 @@ local function adopt_running(self)
     return nil, gone and "init ended while no server ran" or "init could not be reached: " .. message
   end
   watch(self, run.pid)
+  async.spawn(limit_disk, self)
   return processes.adopt(self)
 end
 
