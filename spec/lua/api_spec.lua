@@ -28,7 +28,7 @@ end
 describe("the Lua API", function()
   local files = {
     "lua/tidepool/facade.lua", "lua/tidepool/client/box.lua", "lua/tidepool/client/process.lua", "lua/tidepool/client/session.lua",
-    "lua/tidepool/client/stream.lua", "lua/tidepool/client/files.lua", "lua/tidepool/client/init.lua", "lua/tidepool/client/collect.lua",
+    "lua/tidepool/client/stream.lua", "lua/tidepool/client/files.lua", "lua/tidepool/client/box_files.lua", "lua/tidepool/client/init.lua", "lua/tidepool/client/collect.lua",
   }
 
   it("declares the parameters and results of each public function", function()

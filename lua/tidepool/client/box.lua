@@ -1,8 +1,8 @@
 --- A sandbox, as a client holds it: a name. It survives the server, a stop and a start.
 local async = require("tidepool.async")
+local box_files = require("tidepool.client.box_files")
 local collect = require("tidepool.client.collect")
 local core = require("tidepool.core")
-local files = require("tidepool.client.files")
 local process = require("tidepool.client.process")
 local random = require("tidepool.random")
 local session = require("tidepool.client.session")
@@ -267,6 +267,6 @@ function Box:destroy()
   return self.client:call("destroy", { name = self.name })
 end
 
-files.extend(Box)
+box_files.extend(Box)
 
 return box
