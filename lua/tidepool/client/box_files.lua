@@ -52,6 +52,7 @@ end
 
 --- Gives a Box its file methods: those of Files, with `user` (name or id, default agent) among the
 -- options, upload, download, and close, which ends the agents.
+---@param Box table the class
 function box_files.extend(Box)
   local with_options = { read = 2, write = 3, append = 3, list = 2, stat = 2, mkdir = 2, remove = 2, rename = 3, chmod = 3, symlink = 3, touch = 3 }
   for name, position in pairs(with_options) do
