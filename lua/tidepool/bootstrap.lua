@@ -46,6 +46,7 @@ bootstrap.packages = {
   { "procps", "test", "looks for processes" },
   { "strace", "test", "counts system calls in specs" },
   { "iproute2", "test", "ss, which finds both ends of a socket" },
+  { "e2fsprogs", "test", "mkfs.ext4, for specs of full disks" },
   { "bubblewrap", "bench", "peer" },
   { "crun", "bench", "peer" },
   { "runc", "bench", "peer" },
