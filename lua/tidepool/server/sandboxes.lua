@@ -253,7 +253,7 @@ local function start(self)
   })
   if not made then
     release(self, base)
-    record(self, "stopped", "start failed: " .. message, nil)
+    record_fact(self, "stopped", "start failed: " .. message, nil)
     return nil, message, code
   end
 
@@ -264,11 +264,14 @@ local function start(self)
   watch(self, made.pid)
   local ok
   ok, message, code = connect(self)
+  if ok then
+    -- What isn't written down must not be acknowledged: the next server would end it.
+    ok, message, code = record(self, "running", nil, self.run)
+  end
   if not ok then
     end_run(self, 0, "start failed: " .. message)
     return nil, message, code
   end
-  record(self, "running", nil, self.run)
   return true
 end
 
