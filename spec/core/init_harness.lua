@@ -390,4 +390,15 @@ function Init:stop()
   uv.fs_rmdir(self.root)
 end
 
+--- Whether fn comes true within three seconds.
+function harness.eventually(fn)
+  for _ = 1, 300 do
+    if fn() then
+      return true
+    end
+    uv.sleep(10)
+  end
+  return false
+end
+
 return harness

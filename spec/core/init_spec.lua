@@ -76,16 +76,6 @@ describe("init", function()
     init:stop()
   end)
 
-  local function eventually(fn)
-    for _ = 1, 300 do
-      if fn() then
-        return true
-      end
-      uv.sleep(10)
-    end
-    return false
-  end
-
   describe("starting", function()
     it("runs a program as the user, at home, with the usual environment", function()
       local result = init:sh("id -un; id -Gn; pwd; echo $HOME $USER $LOGNAME $SHELL $PATH")
@@ -242,7 +232,7 @@ describe("init", function()
       local result = harness.collect(core.stream.open(ours))
       directory:close()
       init:exit_of(answer.id)
-      assert.is_true(eventually(function()
+      assert.is_true(harness.eventually(function()
         return uv.fs_rmdir(path)
       end))
       assert.match("0::.*tidepool%-spec", result.stdout)
@@ -270,7 +260,7 @@ describe("init", function()
     assert.same({ "failed", "ETIMEDOUT" }, { answer.type, answer.code })
     assert.is_true(math.abs((uv.hrtime() - began) / 1e9 - 10) < 2)
     assert.equal(before, init:fd_count())
-    assert.is_true(eventually(function()
+    assert.is_true(harness.eventually(function()
       return uv.fs_rmdir(path)
     end))
   end)
@@ -386,7 +376,7 @@ describe("init", function()
       assert.is_true(took >= 0.4 and took < 3, tostring(took))
       assert.is_nil(codes[stubborn.id])
       assert.equal(3, codes[stubborn.id - 1])
-      assert.is_true(eventually(function()
+      assert.is_true(harness.eventually(function()
         uv.run("nowait")
         return init.exited.code == 0
       end))
@@ -488,7 +478,7 @@ describe("init", function()
       assert.equal(i .. "\n", harness.collect(stream).stdout)
       stream:close()
     end
-    assert.is_true(eventually(function()
+    assert.is_true(harness.eventually(function()
       return init:fd_count() == before
     end))
     local status = io.open("/proc/" .. init:pid() .. "/status"):read("*a")

@@ -72,16 +72,6 @@ describe("an attached stream", function()
     init:stop()
   end)
 
-  local function eventually(fn)
-    for _ = 1, 300 do
-      if fn() then
-        return true
-      end
-      uv.sleep(10)
-    end
-    return false
-  end
-
   it("carries stdout and stderr apart, byte for byte", function()
     local result = init:sh("printf 'a\\000\\377b'; printf 'error' >&2")
     assert.equal("a\0\255b", result.stdout)
@@ -371,7 +361,7 @@ describe("an attached stream", function()
       end
       stream:close()
     end
-    assert.is_true(eventually(function()
+    assert.is_true(harness.eventually(function()
       return init:fd_count() <= before
     end))
   end)

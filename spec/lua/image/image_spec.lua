@@ -5,6 +5,7 @@ local image = require("tidepool.image")
 local manifest = require("tidepool.image.manifest")
 local paths = require("tidepool.paths")
 local support = require("spec.support")
+local registry = require("spec.support.registry")
 local tar = require("spec.support.tar")
 
 local RANGE = 3000000000 -- far from the ids that servers give out
@@ -303,45 +304,17 @@ describe("an image", function()
   end)
 
   describe("pulled", function()
-    local registry, port
+    local reference
 
     setup(function()
-      local root = support.scratch()
-      port = 20000 + uv.getpid() % 20000
-      tar.write(root .. "/config.yml", ([[
-version: 0.1
-log: { level: error }
-storage: { filesystem: { rootdirectory: %s/data } }
-http: { addr: "127.0.0.1:%d" }
-]]):format(root, port))
-      local handle
-      handle = uv.spawn("docker-registry", { args = { "serve", root .. "/config.yml" } }, function()
-        handle:close()
-      end)
-      if not handle then
-        return
-      end
-      registry = handle
-      assert(support.eventually(function()
-        return support.run({ "curl", "-sf", ("http://127.0.0.1:%d/v2/"):format(port) }).code == 0
-      end, 10))
+      reference = registry.start()
     end)
-
-    teardown(function()
-      if registry and not registry:is_closing() then
-        registry:kill("sigkill")
-      end
-    end)
-
-    local function reference(rest)
-      return ("127.0.0.1:%d/%s"):format(port, rest)
-    end
 
     local function need_registry()
-      if not registry then
+      if not reference then
         pending("needs docker-registry")
       end
-      return registry
+      return reference
     end
 
     it("from a registry is what was pushed, and layers are shown as they come", function()

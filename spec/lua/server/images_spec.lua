@@ -3,6 +3,7 @@ local cjson = require("cjson")
 local uv = require("luv")
 local async = require("tidepool.async")
 local support = require("spec.support")
+local registry = require("spec.support.registry")
 local tar = require("spec.support.tar")
 
 local function read(path)
@@ -150,31 +151,13 @@ end)
 
 describe("an image of a registry", function()
   it("is pulled by its reference and runs", function()
-    if support.run({ "sh", "-c", "command -v docker-registry && command -v skopeo" }).code ~= 0 then
-      pending("needs docker-registry and skopeo")
+    local reference_of = registry.start()
+    if not reference_of then
+      pending("needs docker-registry")
       return
     end
     local server, root = support.server(), support.scratch()
-    local port = 41000 + uv.os_getpid() % 10000
-    tar.write(root .. "/config.yml", ([[
-version: 0.1
-log: { level: error }
-storage: { filesystem: { rootdirectory: %s/data } }
-http: { addr: "127.0.0.1:%d" }
-]]):format(root, port))
-    local registry
-    registry = uv.spawn("docker-registry", { args = { "serve", root .. "/config.yml" } }, function()
-      registry:close()
-    end)
-    support.defer(function()
-      if not registry:is_closing() then
-        registry:kill("sigkill")
-      end
-    end)
-    assert(support.eventually(function()
-      return support.run({ "curl", "-sf", ("http://127.0.0.1:%d/v2/"):format(port) }).code == 0
-    end, 10))
-    local reference = ("127.0.0.1:%d/team/tool:v1"):format(port)
+    local reference = reference_of("team/tool:v1")
     local pushed = support.run({ "skopeo", "copy", "-q", "--dest-tls-verify=false",
       "docker-archive:" .. busybox_archive(root .. "/tool.tar"), "docker://" .. reference })
     assert.equal(0, pushed.code, pushed.stderr)
