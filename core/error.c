@@ -49,6 +49,8 @@ static const struct {
     N(ENXIO),      N(EOVERFLOW),  N(EPERM),        N(EPIPE),         N(EPROTO),     N(ERANGE),
     N(EROFS),      N(ESPIPE),     N(ESRCH),        N(ESTALE),        N(ETIMEDOUT),  N(ETXTBSY),
     N(EXDEV),      N(ENOBUFS),     N(EUSERS),     N(ENOTUNIQ),     N(EOWNERDEAD),    N(EPROTONOSUPPORT),
+    N(EKEYEXPIRED), N(EKEYREJECTED), N(ENOKEY),    N(EDESTADDRREQ), N(ESHUTDOWN),  N(ETIME),
+    N(EAFNOSUPPORT), N(EHOSTDOWN), N(ENETDOWN),
 #undef N
 };
 

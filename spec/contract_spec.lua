@@ -1,6 +1,5 @@
--- What the C module exports, what the editor's reference declares and what the specs exercise are
+-- What each C module exports, what the editor's reference declares and what the specs exercise are
 -- compared by name, so that none drifts from the others.
-local core = require("tidepool.core")
 local paths = require("tidepool.paths")
 
 local function read(path)
@@ -22,35 +21,38 @@ local function all_specs()
   return table.concat(texts, "\n")
 end
 
-describe("the C module", function()
-  local meta = read(paths.repo() .. "/lua/tidepool/meta/core.lua")
-  local declared = {}
-  for part, name in meta:gmatch("\nfunction core%.([%w_]+)%.([%w_]+)%(") do
-    declared[part .. "." .. name] = true
-  end
+for _, module in ipairs({ "core", "proxy" }) do
+  describe("the C module tidepool." .. module, function()
+    local exported = require("tidepool." .. module)
+    local meta = read(("%s/lua/tidepool/meta/%s.lua"):format(paths.repo(), module))
+    local declared = {}
+    for part, name in meta:gmatch("\nfunction " .. module .. "%.([%w_]+)%.([%w_]+)%(") do
+      declared[part .. "." .. name] = true
+    end
 
-  it("declares each function it exports", function()
-    for part, functions in pairs(core) do
-      for name, value in pairs(functions) do
-        if type(value) == "function" then
-          assert.is_true(declared[part .. "." .. name] or false, "not declared: core." .. part .. "." .. name)
+    it("declares each function it exports", function()
+      for part, functions in pairs(exported) do
+        for name, value in pairs(functions) do
+          if type(value) == "function" then
+            assert.is_true(declared[part .. "." .. name] or false, ("not declared: %s.%s.%s"):format(module, part, name))
+          end
         end
       end
-    end
-  end)
+    end)
 
-  it("exports each function that is declared", function()
-    for full in pairs(declared) do
-      local part, name = full:match("^(.-)%.(.*)$")
-      assert.is_function((core[part] or {})[name], "not exported: core." .. full)
-    end
-  end)
+    it("exports each function that is declared", function()
+      for full in pairs(declared) do
+        local part, name = full:match("^(.-)%.(.*)$")
+        assert.is_function((exported[part] or {})[name], ("not exported: %s.%s"):format(module, full))
+      end
+    end)
 
-  it("has a spec that calls each function, directly or by the module that wraps it", function()
-    local specs = all_specs()
-    for full in pairs(declared) do
-      local name = full:match("%.(.*)$")
-      assert.is_truthy(specs:find(name, 1, true), "no spec names core." .. full)
-    end
+    it("has a spec that calls each function, directly or by the module that wraps it", function()
+      local specs = all_specs()
+      for full in pairs(declared) do
+        local name = full:match("%.(.*)$")
+        assert.is_truthy(specs:find(name, 1, true), ("no spec names %s.%s"):format(module, full))
+      end
+    end)
   end)
-end)
+end

@@ -1,0 +1,24 @@
+/* require "tidepool.proxy": what the egress process parses, encrypts and pumps with. One row a file. */
+#include "proxy.h"
+
+static const struct {
+  const char *name;
+  lua_CFunction open;
+} parts[] = {
+    {NULL, NULL},
+};
+
+int luaopen_tidepool_proxy(lua_State *L);
+
+int luaopen_tidepool_proxy(lua_State *L) {
+  /* Descriptors are objects of the core module, which must be there first. */
+  lua_getglobal(L, "require");
+  lua_pushliteral(L, "tidepool.core");
+  lua_call(L, 1, 0);
+  lua_newtable(L);
+  for (unsigned i = 0; parts[i].name; i++) {
+    parts[i].open(L);
+    lua_setfield(L, -2, parts[i].name);
+  }
+  return 1;
+}
