@@ -10,7 +10,7 @@ end
 
 local function sql(server, statement)
   local db = assert(require("tidepool.server.state").open(server.state .. "/state.db"))
-  assert(assert(db.db:prepare(statement)):execute())
+  assert(db.db:execute(statement))
   db:close()
 end
 

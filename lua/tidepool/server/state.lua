@@ -1,166 +1,79 @@
---- What must survive the server: sandboxes and images, in SQLite (WAL).
+--- What must survive the server: sandboxes, images, their egress and the secrets, in SQLite.
 --
--- The server is the only writer and writes before it acknowledges. synchronous=NORMAL: a commit is
--- safe when the server is killed at any instant; a power cut may lose the last ones, never the
--- file's integrity, and what storage then has too much is swept at the next start.
-local uv = require("luv")
-local DBI = require("DBI")
+-- What storage has too much after a power cut is swept at the next start. The tables of secrets and of
+-- egress processes are read and written by their own modules, through `state.db`.
 local cjson = require("cjson")
+local database = require("tidepool.server.database")
 
 local state = {}
 
 local State = {}
 State.__index = State
 
-local SCHEMA_VERSION = 1
-local SCHEMA = {
-  [[CREATE TABLE settings (name TEXT PRIMARY KEY, value TEXT NOT NULL)]],
-  [[CREATE TABLE sandboxes (
-      id INTEGER PRIMARY KEY AUTOINCREMENT,
-      name TEXT NOT NULL UNIQUE,
-      state TEXT NOT NULL,          -- creating, starting, running, stopped, destroying
-      reason TEXT,                  -- why it is stopped
-      image TEXT NOT NULL,
-      spec TEXT NOT NULL,           -- JSON: type, limits, env, labels
-      created REAL NOT NULL,        -- seconds since the epoch
-      run TEXT                      -- JSON while running: pid, start_time, boot_id, nonce, base, deadlines
-    )]],
-  [[CREATE TABLE images (
-      name TEXT PRIMARY KEY,
-      created REAL NOT NULL,
-      meta TEXT NOT NULL            -- JSON: env, cmd, cwd, user, bytes, source
-    )]],
+local decode = database.decode
+
+local MIGRATIONS = {
+  {
+    [[CREATE TABLE settings (name TEXT PRIMARY KEY, value TEXT NOT NULL)]],
+    [[CREATE TABLE sandboxes (
+        id INTEGER PRIMARY KEY AUTOINCREMENT,
+        name TEXT NOT NULL UNIQUE,
+        state TEXT NOT NULL,          -- creating, starting, running, stopped, destroying
+        reason TEXT,                  -- why it is stopped
+        image TEXT NOT NULL,
+        spec TEXT NOT NULL,           -- JSON: type, limits, env, labels
+        created REAL NOT NULL,        -- seconds since the epoch
+        run TEXT                      -- JSON while running: pid, start_time, boot_id, nonce, base, deadlines
+      )]],
+    [[CREATE TABLE images (
+        name TEXT PRIMARY KEY,
+        created REAL NOT NULL,
+        meta TEXT NOT NULL            -- JSON: env, cmd, cwd, user, bytes, source
+      )]],
+  },
+  {
+    [[ALTER TABLE sandboxes ADD COLUMN egress TEXT]], -- JSON: policies, revision; NULL: deny_all
+    [[ALTER TABLE sandboxes ADD COLUMN ca TEXT]], -- JSON: cert, and key, sealed, in hexadecimal digits
+    [[CREATE TABLE egress_names (   -- which address of the pool stands for which name
+        sandbox INTEGER NOT NULL, number INTEGER NOT NULL, name TEXT NOT NULL,
+        PRIMARY KEY (sandbox, number)
+      )]],
+    [[CREATE TABLE policy_states (  -- what a policy keeps for a sandbox, JSON
+        sandbox INTEGER NOT NULL, policy TEXT NOT NULL, state TEXT NOT NULL,
+        PRIMARY KEY (sandbox, policy)
+      )]],
+    [[CREATE TABLE secrets (
+        name TEXT PRIMARY KEY,
+        sealed TEXT NOT NULL,         -- in hexadecimal digits
+        placeholder TEXT NOT NULL,
+        hosts TEXT NOT NULL,          -- JSON list of globs
+        created REAL NOT NULL,
+        used REAL
+      )]],
+    [[CREATE TABLE egress_processes (
+        number INTEGER PRIMARY KEY,
+        pid INTEGER NOT NULL, start_time INTEGER NOT NULL, boot_id TEXT NOT NULL,
+        base INTEGER NOT NULL,        -- its user and group id
+        key TEXT                      -- whom it serves, by the setting of how many there are
+      )]],
+  },
 }
 
--- What SQLite says, as a code that a client can act on.
-local codes = {
-  { "disk is full", "ENOSPC" },
-  { "readonly database", "EROFS" },
-  { "database is locked", "EBUSY" },
-  { "not a database", "EBADMSG" },
-  { "malformed", "EBADMSG" },
-}
-
-local function failed(message)
-  message = tostring(message):gsub("^Error preparing statement handle: ", ""):gsub("^Error executing statement: ", "")
-  for _, pair in ipairs(codes) do
-    if message:find(pair[1], 1, true) then
-      return nil, "state: " .. message, pair[2]
-    end
-  end
-  return nil, "state: " .. message, "EIO"
-end
-
--- The executed statement | nil, message, code: the disk may be full at any write.
-local function execute(self, sql, ...)
-  local statement = self.statements[sql]
-  if not statement then
-    local message
-    statement, message = self.db:prepare(sql)
-    if not statement then
-      return failed(message)
-    end
-    self.statements[sql] = statement
-  end
-  local ok, message = statement:execute(...)
-  if not ok then
-    self.statements[sql] = nil
-    return failed(message)
-  end
-  return statement
-end
-
-local function done(statement, message, code)
-  if not statement then
-    return nil, message, code
-  end
-  return true
-end
-
-local function rows(self, sql, ...)
-  local statement, message, code = execute(self, sql, ...)
-  if not statement then
-    return nil, message, code
-  end
-  local list = {}
-  local ok, why = pcall(function()
-    for row in statement:rows(true) do
-      list[#list + 1] = row
-    end
-  end)
-  if not ok then
-    self.statements[sql] = nil
-    return failed(why)
-  end
-  return list
-end
-
-local function make_schema(self)
-  local steps = { "BEGIN", unpack(SCHEMA) }
-  steps[#steps + 1] = "PRAGMA user_version = " .. SCHEMA_VERSION
-  steps[#steps + 1] = "COMMIT"
-  for _, sql in ipairs(steps) do
-    local ok, message, code = execute(self, sql)
-    if not ok then
-      return nil, message, code
-    end
-  end
-  self.statements = {}
-  return true
-end
-
---- Opens or makes the database.
--- Returns it | nil, message, code: "EBADMSG", not a database of ours; "ENOSPC", "EROFS"; "ENOTSUP", of a
--- newer version.
+--- Opens or makes the database: see database.open.
 function state.open(path)
-  -- Environments hold secrets, and the directory may be one that others can enter. SQLite gives its
-  -- other files the mode of this one.
-  local fd = uv.fs_open(path, "a", 384) -- 0600
-  if fd then
-    uv.fs_fchmod(fd, 384)
-    uv.fs_close(fd)
-  end
-  local db, message, code = DBI.Connect("SQLite3", path)
+  local db, message, code = database.open(path, "state", MIGRATIONS)
   if not db then
-    return failed(path .. ": " .. tostring(message))
+    return nil, message, code
   end
-  db:autocommit(true)
-  local self = setmetatable({ db = db, statements = {} }, State)
-  for _, pragma in ipairs({ "journal_mode=WAL", "synchronous=NORMAL", "busy_timeout=5000" }) do
-    local set
-    set, message, code = rows(self, "PRAGMA " .. pragma)
-    if not set then
-      return nil, message .. " (" .. path .. ")", code
-    end
-  end
-  self.statements = {}
-  local found
-  found, message, code = rows(self, "PRAGMA user_version")
-  if not found then
-    return nil, message .. " (" .. path .. ")", code
-  end
-  local version = found[1].user_version
-  if version > SCHEMA_VERSION then
-    return nil, ("state: %s is of version %d, this server knows %d"):format(path, version, SCHEMA_VERSION), "ENOTSUP"
-  end
-  if version == 0 then
-    local made
-    made, message, code = make_schema(self)
-    if not made then
-      return nil, message .. " (" .. path .. ")", code
-    end
-  end
-  return self
+  return setmetatable({ db = db }, State)
 end
 
 function State:close()
-  self.statements = {}
-  collectgarbage()
   self.db:close()
 end
 
 function State:setting(name)
-  local found, message, code = rows(self, "SELECT value FROM settings WHERE name = ?", name)
+  local found, message, code = self.db:rows("SELECT value FROM settings WHERE name = ?", name)
   if not found then
     return nil, message, code
   end
@@ -168,33 +81,29 @@ function State:setting(name)
 end
 
 function State:set_setting(name, value)
-  return done(execute(self, "INSERT OR REPLACE INTO settings (name, value) VALUES (?, ?)", name, value))
-end
-
--- A damaged row must not keep the others from being adopted.
-local function decode(text)
-  local ok, value = pcall(cjson.decode, text)
-  return ok and type(value) == "table" and value or nil
+  return self.db:execute("INSERT OR REPLACE INTO settings (name, value) VALUES (?, ?)", name, value)
 end
 
 local function decode_sandbox(row)
   local spec = decode(row.spec)
-  row.damaged = spec == nil or row.run ~= nil and decode(row.run) == nil
+  row.damaged = spec == nil or row.run ~= nil and decode(row.run) == nil or row.egress ~= nil and decode(row.egress) == nil
   row.spec = spec or {}
   row.run = row.run and decode(row.run)
+  row.egress = row.egress and decode(row.egress)
+  row.ca = row.ca and decode(row.ca)
   return row
 end
 
 --- Makes a sandbox's row in state "creating"; returns its id | nil, message, code.
-function State:add_sandbox(name, image, spec, created)
-  local ok, message, code = execute(self,
-    "INSERT INTO sandboxes (name, state, image, spec, created) VALUES (?, 'creating', ?, ?, ?)",
-    name, image, cjson.encode(spec), created)
+function State:add_sandbox(name, image, spec, created, egress)
+  local ok, message, code = self.db:execute(
+    "INSERT INTO sandboxes (name, state, image, spec, created, egress) VALUES (?, 'creating', ?, ?, ?, ?)",
+    name, image, cjson.encode(spec), created, egress and cjson.encode(egress) or nil)
   if not ok then
     return nil, message, code
   end
   local found
-  found, message, code = rows(self, "SELECT id FROM sandboxes WHERE name = ?", name)
+  found, message, code = self.db:rows("SELECT id FROM sandboxes WHERE name = ?", name)
   if not found or not found[1] then
     return nil, message, code
   end
@@ -203,17 +112,37 @@ end
 
 --- Records where a sandbox stands. `run` is kept only while it runs.
 function State:set_sandbox(id, new_state, reason, run)
-  return done(execute(self, "UPDATE sandboxes SET state = ?, reason = ?, run = ? WHERE id = ?",
-    new_state, reason, run and cjson.encode(run) or nil, id))
+  return self.db:execute("UPDATE sandboxes SET state = ?, reason = ?, run = ? WHERE id = ?",
+    new_state, reason, run and cjson.encode(run) or nil, id)
+end
+
+function State:set_egress(id, egress)
+  return self.db:execute("UPDATE sandboxes SET egress = ? WHERE id = ?", cjson.encode(egress), id)
+end
+
+function State:set_ca(id, ca)
+  return self.db:execute("UPDATE sandboxes SET ca = ? WHERE id = ?", cjson.encode(ca), id)
 end
 
 function State:remove_sandbox(id)
-  return done(execute(self, "DELETE FROM sandboxes WHERE id = ?", id))
+  return self.db:transaction(function()
+    for _, sql in ipairs({
+      "DELETE FROM egress_names WHERE sandbox = ?",
+      "DELETE FROM policy_states WHERE sandbox = ?",
+      "DELETE FROM sandboxes WHERE id = ?",
+    }) do
+      local ok, message, code = self.db:execute(sql, id)
+      if not ok then
+        return nil, message, code
+      end
+    end
+    return true
+  end)
 end
 
 function State:sandboxes()
-  local list, message, code = rows(self,
-    "SELECT id, name, state, reason, image, spec, created, run FROM sandboxes ORDER BY id")
+  local list, message, code = self.db:rows(
+    "SELECT id, name, state, reason, image, spec, created, run, egress, ca FROM sandboxes ORDER BY id")
   if not list then
     return nil, message, code
   end
@@ -223,17 +152,70 @@ function State:sandboxes()
   return list
 end
 
+--- Keeps what stands for what: a list of { number, name }.
+function State:add_names(id, names)
+  return self.db:transaction(function()
+    for _, pair in ipairs(names) do
+      local ok, message, code = self.db:execute(
+        "INSERT OR REPLACE INTO egress_names (sandbox, number, name) VALUES (?, ?, ?)", id, pair[1], pair[2])
+      if not ok then
+        return nil, message, code
+      end
+    end
+    return true
+  end)
+end
+
+--- A list of { number, name }.
+function State:names(id)
+  local list, message, code = self.db:rows("SELECT number, name FROM egress_names WHERE sandbox = ? ORDER BY number", id)
+  if not list then
+    return nil, message, code
+  end
+  for i, row in ipairs(list) do
+    list[i] = { row.number, row.name }
+  end
+  return list
+end
+
+--- Keeps policies' states of a sandbox: policy -> JSON text.
+function State:set_policy_states(id, states)
+  return self.db:transaction(function()
+    for policy, text in pairs(states) do
+      local ok, message, code = self.db:execute(
+        "INSERT OR REPLACE INTO policy_states (sandbox, policy, state) VALUES (?, ?, ?)", id, policy, text)
+      if not ok then
+        return nil, message, code
+      end
+    end
+    return true
+  end)
+end
+
+--- policy -> JSON text.
+function State:policy_states(id)
+  local list, message, code = self.db:rows("SELECT policy, state FROM policy_states WHERE sandbox = ?", id)
+  if not list then
+    return nil, message, code
+  end
+  local states = {}
+  for _, row in ipairs(list) do
+    states[row.policy] = row.state
+  end
+  return states
+end
+
 function State:add_image(name, created, meta)
-  return done(execute(self, "INSERT OR REPLACE INTO images (name, created, meta) VALUES (?, ?, ?)",
-    name, created, cjson.encode(meta)))
+  return self.db:execute("INSERT OR REPLACE INTO images (name, created, meta) VALUES (?, ?, ?)",
+    name, created, cjson.encode(meta))
 end
 
 function State:remove_image(name)
-  return done(execute(self, "DELETE FROM images WHERE name = ?", name))
+  return self.db:execute("DELETE FROM images WHERE name = ?", name)
 end
 
 function State:images()
-  local list, message, code = rows(self, "SELECT name, created, meta FROM images ORDER BY name")
+  local list, message, code = self.db:rows("SELECT name, created, meta FROM images ORDER BY name")
   if not list then
     return nil, message, code
   end

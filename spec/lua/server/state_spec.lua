@@ -67,11 +67,51 @@ describe("the state database", function()
 
   it("refuses a file of a newer version", function()
     local db = state.open(path)
-    db.db:prepare("PRAGMA user_version = 99"):execute()
+    db.db:execute("PRAGMA user_version = 99")
     db:close()
     local opened, _, code = state.open(path)
     assert.is_nil(opened)
     assert.equal("ENOTSUP", code)
+  end)
+
+  it("takes a file of the first version over with all that is in it", function()
+    local db = require("DBI").Connect("SQLite3", path)
+    db:autocommit(true)
+    for _, sql in ipairs({
+      "CREATE TABLE settings (name TEXT PRIMARY KEY, value TEXT NOT NULL)",
+      "CREATE TABLE sandboxes (id INTEGER PRIMARY KEY AUTOINCREMENT, name TEXT NOT NULL UNIQUE, state TEXT NOT NULL, "
+        .. "reason TEXT, image TEXT NOT NULL, spec TEXT NOT NULL, created REAL NOT NULL, run TEXT)",
+      "CREATE TABLE images (name TEXT PRIMARY KEY, created REAL NOT NULL, meta TEXT NOT NULL)",
+      "INSERT INTO sandboxes (name, state, image, spec, created) VALUES ('old', 'stopped', 'debian', '{}', 1)",
+      "PRAGMA user_version = 1",
+    }) do
+      assert(assert(db:prepare(sql)):execute())
+    end
+    collectgarbage()
+    db:close()
+    for try = 1, 2 do
+      local opened = assert(state.open(path))
+      local row = opened:sandboxes()[1]
+      assert.equal("old", row.name)
+      assert.equal(try == 1, row.egress == nil)
+      assert(opened:set_egress(row.id, { policies = { { name = "deny_all" } }, revision = 2 }))
+      assert.equal("deny_all", opened:sandboxes()[1].egress.policies[1].name)
+      opened:close()
+    end
+  end)
+
+  it("keeps names and policies' states with their sandbox, and drops them with it", function()
+    local db = state.open(path)
+    local id = db:add_sandbox("box", "debian", {}, 1)
+    assert(db:add_names(id, { { 1, "a.test" }, { 2, "b.test" } }))
+    assert(db:add_names(id, { { 2, "c.test" } }))
+    assert(db:set_policy_states(id, { github = "{}" }))
+    assert.same({ { 1, "a.test" }, { 2, "c.test" } }, db:names(id))
+    assert.same({ github = "{}" }, db:policy_states(id))
+    db:remove_sandbox(id)
+    assert.same({}, db:names(id))
+    assert.same({}, db:policy_states(id))
+    db:close()
   end)
 
   it("says that a file is not a database, or a damaged one", function()
@@ -88,7 +128,7 @@ describe("the state database", function()
     local db = state.open(path)
     db:add_sandbox("well", "debian", { type = "lite" }, 1)
     db:add_sandbox("ill", "debian", {}, 1)
-    db.db:prepare("UPDATE sandboxes SET spec = '{', run = '[' WHERE name = 'ill'"):execute()
+    db.db:execute("UPDATE sandboxes SET spec = '{', run = '[' WHERE name = 'ill'")
     local rows = db:sandboxes()
     assert.equal("lite", rows[1].spec.type)
     assert.is_true(rows[2].damaged)
