@@ -1,0 +1,208 @@
+--- One connection that a sandbox has made: who it is for, whether it may be, and what becomes of it.
+--
+-- Runs as a task in the egress process. The address it was made to names its host (names.lua), the first
+-- bytes tell what it speaks; the policies' `connect` decides, and then it is HTTP, request by request,
+-- or an opaque relay, or refused with a reason that the client gets to read where its protocol allows.
+local uv = require("luv")
+local dns = require("tidepool.egress.dns")
+local exchange = require("tidepool.egress.exchange")
+local head = require("tidepool.egress.head")
+local upstream = require("tidepool.egress.upstream")
+
+local connection = {}
+
+local PEEK_TIMEOUT = 0.25 -- seconds; who says nothing for so long waits for the server to speak first
+local HELLO_TIMEOUT = 10 -- seconds
+local IDLE_TIMEOUT = 120 -- seconds between requests
+local WRITE_TIMEOUT = 60
+local OUR_PORT, DNS_PORT = 61080, 53
+
+local ALERT = { access_denied = 49, protocol_version = 70 }
+
+local function elapsed(self)
+  return (uv.hrtime() - self.began) / 1e9
+end
+
+local function record(self, verdict, about)
+  about = about or {}
+  about.hook = about.hook or "connect"
+  about.host, about.port, about.protocol = self.host, self.port, self.protocol
+  about.address = not self.host and self.address or nil
+  about.sni = self.sni ~= self.host and self.sni or nil
+  about.seconds = elapsed(self)
+  self.guest:record(verdict, about)
+end
+
+local function event_of(self)
+  return {
+    host = self.host,
+    address = not self.host and self.address or nil,
+    port = self.port,
+    protocol = self.protocol,
+    tls = self.tls,
+    sni = self.sni,
+    alpn = self.alpn,
+    mismatch = self.mismatch,
+  }
+end
+
+-- Finds out what the client speaks: fills protocol, tls, sni, mismatch. false when it has gone or can't be.
+local function look(self)
+  local kind, info = self.conn:peek(PEEK_TIMEOUT)
+  if kind == "silent" then
+    kind = "other"
+  elseif kind == nil then
+    return false
+  end
+  self.protocol = kind == "tls" and "tls" or (kind == "http" or kind == "h2") and "http" or "tcp"
+  self.tls = kind == "tls"
+  self.http2 = kind == "h2"
+  if self.tls then
+    self.hello, self.sni, self.alpn = info, info.sni, info.alpn
+    if self.sni and self.sni ~= self.host then
+      self.mismatch = ("TLS asks for %s, the connection is to %s"):format(self.sni, self.host or self.address)
+    end
+  end
+  return true
+end
+
+-- TLS with the client, under a certificate of the sandbox's own CA. true | false.
+local function secure(self)
+  local guest = self.guest
+  if not self.hello.has_tls12 then
+    self.conn:alert(ALERT.protocol_version)
+    record(self, { action = "deny", reason = "the client speaks only TLS 1.3; let it speak 1.2, or let a policy pass it through" })
+    return false
+  end
+  local identity, message = guest:identity(self.sni or self.host or self.address)
+  if not identity then
+    record(self, { action = "deny", reason = "no certificate for this host: " .. tostring(message) })
+    return false
+  end
+  local ok, why, code = self.conn:accept_tls(identity, HELLO_TIMEOUT)
+  if not ok and code ~= "EOF" and code ~= "ECONNRESET" then
+    record(self, { action = "deny", reason = "TLS with the client: " .. tostring(why) })
+  end
+  return ok
+end
+
+-- Says no in the client's own protocol where it can be told: HTTP gets a status and the reason.
+local function refuse(self, verdict)
+  record(self, verdict)
+  local speaks_http = self.protocol == "http" and not self.http2
+  if self.tls and self.guest.ca and self.hello.has_tls12 then
+    local identity = self.guest:identity(self.sni or self.host or self.address)
+    speaks_http = identity and self.conn:accept_tls(identity, HELLO_TIMEOUT)
+  elseif self.tls then
+    self.conn:alert(ALERT.access_denied)
+  end
+  if not speaks_http then
+    return self.conn:reset()
+  end
+  local request = self.conn:read_head("request", HELLO_TIMEOUT)
+  if request then
+    local bytes = verdict.action == "respond"
+      and head.answer(verdict.status, verdict.headers, verdict.body, request.method)
+      or head.refusal(verdict.status or 403, verdict.reason, request.method)
+    self.conn:write(bytes, WRITE_TIMEOUT)
+  end
+  self.conn:close()
+end
+
+-- An opaque relay: bytes both ways, whatever they are.
+local function pass(self, verdict)
+  local host, port = self.host, self.port
+  if verdict.action == "redirect" then
+    host, port = verdict.host:match("^(.-):(%d+)$")
+    host, port = host or verdict.host, tonumber(port) or self.port
+  end
+  local target = upstream.target(host, not host and self.address or nil, port, false, verdict.changes or {})
+  local up, message, code = self.guest.service.upstream:open(target)
+  if not up then
+    record(self, { action = code == "EACCES" and "deny" or "error", reason = message, policy = verdict.policy })
+    return self.conn:reset()
+  end
+  self.guest.open[up] = true
+  local sent, received, why, sent_before, received_before = self.guest.service.loop:relay(self.conn, up)
+  local failure = not sent and tostring(received) or nil
+  record(self, verdict, {
+    action = verdict.action == "redirect" and "redirect" or "passthrough",
+    reason = failure and ("ended: %s (%s)"):format(failure, tostring(why)) or verdict.reason,
+    bytes_sent = sent or sent_before, bytes_received = sent and received or received_before,
+  })
+  up:close()
+  self.conn:close()
+end
+
+local MALFORMED = { EBADMSG = 400, EMSGSIZE = 431 }
+
+-- Requests, one after the other, as long as both sides keep the connection.
+local function serve_http(self)
+  local again = true
+  while again and not self.guest.stopped do
+    local request, message, code = self.conn:read_head("request", IDLE_TIMEOUT)
+    if request then
+      again = exchange.run(self, request)
+    else
+      again = false
+      if MALFORMED[code] then
+        record(self, { action = "deny", reason = "malformed request: " .. message }, { hook = "request", status = MALFORMED[code] })
+        self.conn:write(head.refusal(MALFORMED[code], message), WRITE_TIMEOUT)
+      end
+    end
+  end
+  self.conn:close()
+end
+
+local function serve(self)
+  if self.port == DNS_PORT then
+    return dns.stream(self.guest, self.conn)
+  elseif self.port == OUR_PORT and (self.address == "192.0.2.1" or self.address == "100::1") then
+    return record(self, { action = "deny", reason = "this is the proxy's own port; connect to the host itself" })
+  elseif not look(self) then
+    return
+  end
+  local verdict = self.guest:decide("connect", event_of(self))
+  self.changes = verdict.changes or {}
+  if verdict.action == "passthrough" then
+    return pass(self, verdict)
+  elseif verdict.action == "deny" or verdict.action == "respond" then
+    return refuse(self, verdict)
+  elseif self.protocol == "tcp" and verdict.action == "redirect" then
+    return pass(self, verdict)
+  elseif self.http2 then
+    return refuse(self, { action = "deny", reason = "HTTP/2 without TLS is not spoken here; use HTTP/1.1", policy = verdict.policy })
+  elseif verdict.action == "redirect" then
+    local host, port = verdict.host:match("^(.-):(%d+)$")
+    self.redirect = { host = host or verdict.host, port = tonumber(port) }
+  end
+  if self.tls and not secure(self) then
+    return
+  end
+  return serve_http(self)
+end
+
+--- Serves a connection that was accepted for a sandbox; `to` is what it was made to: { address, port }.
+function connection.serve(guest, fd, to)
+  local conn, message = guest.service.loop:adopt(fd)
+  if not conn then
+    fd:close()
+    error(message)
+  end
+  guest.open[conn] = true
+  local self = {
+    guest = guest,
+    conn = conn,
+    address = to.address,
+    port = to.port,
+    host = guest.names:at(to.address),
+    began = uv.hrtime(),
+  }
+  local ok, err = xpcall(serve, debug.traceback, self)
+  conn:close() -- harmless when it was closed or reset
+  if not ok then
+    error(err, 0)
+  end
+end
+
+return connection

@@ -1,0 +1,93 @@
+--- What a policy asks the outside by itself, for instance to exchange a token.
+--
+-- A request of the policy's, so no policy decides about it; private addresses stay refused unless it says
+-- `private` or `to`. One connection, one small response, one time limit.
+local async = require("tidepool.async")
+local head = require("tidepool.egress.head")
+local upstream = require("tidepool.egress.upstream")
+
+local fetch = {}
+
+local TIMEOUT, LONGEST = 5, 10 -- seconds
+local LIMIT, MOST = 65536, 1048576 -- bytes of a response's body
+
+local function parse(url)
+  local scheme, authority, path = tostring(url):match("^(https?)://([^/?#]+)([^#]*)")
+  if not scheme then
+    return nil, "fetch: not an http or https URL"
+  end
+  local host, port = authority:match("^([%w._-]+):?(%d*)$")
+  if not host then
+    return nil, "fetch: the URL's host is malformed"
+  end
+  local tls = scheme == "https"
+  path = path:sub(1, 1) == "/" and path or "/" .. path
+  if path:find("[%c ]") then
+    return nil, "fetch: the URL's path is malformed"
+  end
+  return { host = host:lower(), port = tonumber(port) or (tls and 443 or 80), tls = tls, path = path, authority = authority }
+end
+
+local function exchange(conn, url, request, limit, timeout)
+  local headers = { { "Host", url.authority }, { "User-Agent", "tidepool" }, { "Accept-Encoding", "identity" } }
+  for name, value in pairs(request.headers or {}) do
+    head.set(headers, name, value)
+  end
+  head.set(headers, "Connection", "close")
+  local body = request.body or ""
+  local method = (request.method or (body ~= "" and "POST" or "GET")):upper()
+  local framing = (body ~= "" or method == "POST" or method == "PUT") and "length" or nil
+  local sent, message, code = conn:write(head.request(method, url.path, headers, framing, #body) .. body, timeout)
+  if not sent then
+    return nil, message, code
+  end
+  local response
+  repeat
+    response, message, code = conn:read_head("response", timeout, method)
+    if not response then
+      return nil, message, code
+    end
+  until response.status >= 200
+  local bytes = ""
+  if response.body ~= "none" then
+    bytes, message, code = conn:read_body(limit, timeout)
+    if not bytes then
+      return nil, message, code
+    end
+  end
+  return { status = response.status, headers = head.as_map(response.headers), body = bytes }
+end
+
+--- request: url, method, headers, body, timeout (seconds, 10 at most), limit (bytes of the response's body),
+-- to, private, ca as in a verdict. Returns { status, headers, body } | nil, message, code.
+function fetch.run(guest, request)
+  local url, complaint = parse(request.url)
+  if not url then
+    return nil, complaint, "EINVAL"
+  end
+  local timeout = math.min(tonumber(request.timeout) or TIMEOUT, LONGEST)
+  local limit = math.min(tonumber(request.limit) or LIMIT, MOST)
+  local target = upstream.target(url.host, nil, url.port, url.tls, request)
+  local done, late, conn = async.event(), false, nil
+  async.spawn(function()
+    local response, message, code
+    conn, message, code = guest.service.upstream:open(target)
+    if conn and not late then
+      response, message, code = exchange(conn, url, request, limit, timeout)
+    end
+    if conn then
+      conn:reset()
+    end
+    done:set(response, message, code)
+  end)
+  local response, message, code = done:wait(timeout)
+  if response == nil and code == "ETIMEDOUT" then
+    late = true
+    if conn then
+      conn:reset()
+    end
+  end
+  return response, response and nil or "fetch " .. url.host .. ": " .. tostring(message), code
+end
+
+return fetch

@@ -1,0 +1,71 @@
+--- Idle connections to upstreams, one pool a sandbox: what one has authenticated, no other gets to use.
+local async = require("tidepool.async")
+
+local pool = {}
+
+local Pool = {}
+Pool.__index = Pool
+
+local IDLE = 30 -- seconds
+local MOST = 64 -- connections kept
+
+function pool.new()
+  return setmetatable({ by_key = {}, count = 0 }, Pool)
+end
+
+local function remove(self, key, entry)
+  local list = self.by_key[key]
+  for i, other in ipairs(list or {}) do
+    if other == entry then
+      table.remove(list, i)
+      self.count = self.count - 1
+      if #list == 0 then
+        self.by_key[key] = nil
+      end
+      return true
+    end
+  end
+  return false
+end
+
+--- A connection with this key that was idle and is still open, or nil.
+function Pool:take(key)
+  local list = self.by_key[key]
+  local entry = list and list[#list]
+  if not entry then
+    return nil
+  end
+  remove(self, key, entry)
+  entry.watch:cancel()
+  return entry.conn
+end
+
+--- Keeps a connection for the next request; closes it when the other end does, or when it was idle for long.
+function Pool:put(key, conn)
+  if self.closed or self.count >= MOST then
+    conn:close()
+    return
+  end
+  local entry = { conn = conn, watch = conn:watch_close(IDLE) }
+  self.by_key[key] = self.by_key[key] or {}
+  table.insert(self.by_key[key], entry)
+  self.count = self.count + 1
+  async.spawn(function()
+    entry.watch:wait()
+    if remove(self, key, entry) then
+      conn:close()
+    end
+  end)
+end
+
+function Pool:close()
+  self.closed = true
+  for _, list in pairs(self.by_key) do
+    for _, entry in ipairs(list) do
+      entry.conn:close()
+    end
+  end
+  self.by_key, self.count = {}, 0
+end
+
+return pool

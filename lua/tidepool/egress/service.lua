@@ -1,0 +1,224 @@
+--- What the server asks of an egress process, and what it is told.
+--
+-- The server's word is the only one that counts here: it comes over the channel that we were started with,
+-- or over the socket on which a later server finds us.
+local uv = require("luv")
+local async = require("tidepool.async")
+local core = require("tidepool.core")
+local proxy = require("tidepool.proxy")
+local rpc = require("tidepool.rpc")
+local audit = require("tidepool.egress.audit")
+local flow = require("tidepool.egress.flow")
+local guests = require("tidepool.egress.guest")
+local policy = require("tidepool.egress.policy")
+local secrets = require("tidepool.egress.secrets")
+local upstream = require("tidepool.egress.upstream")
+
+local service = {}
+
+local Service = {}
+Service.__index = Service
+
+local handlers = {}
+
+local ANSWER = 10 -- seconds that the server may take for an answer
+
+local function resolver_of(params)
+  return proxy.resolver.new({ servers = params.nameservers or {}, hosts = params.hosts or {} })
+end
+
+-- The addresses of this host: private to it, whatever range they are from.
+local function own_addresses()
+  local own = {}
+  for _, list in pairs(uv.interface_addresses() or {}) do
+    for _, entry in ipairs(list) do
+      own[entry.ip] = true
+    end
+  end
+  return own
+end
+
+--- Roots, name servers and limits. The first call gives every power up that is not needed any more.
+function handlers.configure(self, params)
+  local resolver, message, code = resolver_of(params)
+  if not resolver then
+    return nil, message, code
+  end
+  local trust
+  trust, message, code = proxy.tls.trust(params.roots)
+  if not trust then
+    return nil, "the host's certificate authorities: " .. tostring(message), code
+  end
+  self.limits = params.limits
+  if self.upstream then
+    self.upstream.trust = trust
+    self.upstream:set_resolver(resolver)
+    return true
+  end
+  local own = own_addresses()
+  local confined
+  confined, message, code = proxy.confine.enter({ uid = params.uid, gid = params.gid, memory = params.limits.memory })
+  if not confined then
+    return nil, "can't give up its powers: " .. tostring(message), code
+  end
+  self.upstream = upstream.new({ loop = self.loop, resolver = resolver, trust = trust, own = own })
+  return true
+end
+
+function handlers.make_ca(_, params)
+  local cert, key, code = proxy.ca.generate(params.name)
+  if not cert then
+    return nil, key, code
+  end
+  return { cert = cert, key = key }
+end
+
+--- Whether policies can be loaded and their options are right.
+function handlers.check(_, params)
+  local members, message = guests.members(params.policies, {})
+  if not members then
+    return nil, message, "EINVAL"
+  end
+  local ok, why = pcall(policy.chain, members, { id = 0, name = "check", labels = {} }, {})
+  if not ok then
+    return nil, tostring(why), "EINVAL"
+  end
+  return true
+end
+
+function handlers.attach(self, params, fds)
+  if #fds < 4 then
+    return nil, "attach needs the listeners", "EINVAL"
+  end
+  local handles = {}
+  for i, name in ipairs(guests.HANDLES) do
+    handles[name] = fds[i] and assert(core.fd.duplicate(fds[i]))
+  end
+  for _, secret in ipairs(params.secrets or {}) do
+    self.secrets:set(secret)
+  end
+  if self.guests[params.id] then
+    self.guests[params.id]:stop()
+  end
+  local guest = guests.new(self, params, handles)
+  self.guests[params.id] = guest
+  guest:start()
+  return true
+end
+
+function handlers.detach(self, params)
+  local guest = self.guests[params.id]
+  if guest then
+    self.guests[params.id] = nil
+    guest:stop()
+  end
+  return true
+end
+
+function handlers.policies(self, params)
+  local guest = self.guests[params.id]
+  if not guest then
+    return nil, "no such sandbox here", "ENOSANDBOX"
+  end
+  return guest:set_policies(params.policies, params.revision)
+end
+
+function handlers.secret(self, params)
+  self.secrets:set(params)
+  return true
+end
+
+function handlers.secret_remove(self, params)
+  self.secrets:remove(params.name)
+  return true
+end
+
+--- Which sandboxes are here, for a server that was started after us.
+function handlers.inventory(self)
+  local list = {}
+  for id, guest in pairs(self.guests) do
+    list[#list + 1] = { id = id, revision = guest.revision, connections = guest.connections }
+  end
+  return list
+end
+
+--- A sandbox's descriptors, in the order in which attach takes them.
+function handlers.handles(self, params)
+  local guest = self.guests[params.id]
+  if not guest then
+    return nil, "no such sandbox here", "ENOSANDBOX"
+  end
+  return true, nil, nil, guest:descriptors()
+end
+
+-- Takes a connection to a server; an earlier one is over.
+local function serve(self, channel)
+  if self.server then
+    self.server:close("another server has come")
+  end
+  local connection
+  connection = rpc.connection(channel, {
+    on_request = function(_, method, params, fds)
+      local handler = handlers[method]
+      if not handler then
+        return nil, "no such call: " .. method, "ENOSYS"
+      end
+      return handler(self, params or {}, fds or {})
+    end,
+    on_close = function()
+      if self.server == connection then
+        self.server = nil
+        if not self.upstream then
+          os.exit(0) -- never configured: nobody needs us
+        end
+      end
+    end,
+  })
+  self.server = connection
+end
+
+--- Calls the server: its answer | nil when there is none; it comes back some day.
+function Service:tell(method, params)
+  local server = self.server
+  if not server then
+    return nil
+  end
+  local answer = async.event()
+  async.spawn(function()
+    answer:set(server:call(method, params))
+  end)
+  return answer:wait(ANSWER)
+end
+
+-- Servers that come later connect here. Only root may.
+local function listen(self, listener)
+  self.listening = assert(async.watch(listener:number(), "r", function()
+    while true do
+      local channel, peer = core.channel.accept(listener)
+      if not channel then
+        return
+      elseif peer.uid ~= 0 then
+        channel:close()
+      else
+        serve(self, channel)
+      end
+    end
+  end))
+  self.listening:start()
+end
+
+--- channel: to the server that started us; listener: where later ones connect.
+function service.start(channel, listener)
+  local self = setmetatable({ guests = {}, loop = flow.open(), secrets = secrets.new(), listener = listener }, Service)
+  self.audit = audit.new(function(entries)
+    return self:tell("audit", { entries = entries })
+  end, function(text)
+    return self.secrets:redact(text)
+  end)
+  serve(self, channel)
+  listen(self, listener)
+  return self
+end
+
+
+return service
