@@ -5,6 +5,8 @@ static const struct {
   const char *name;
   lua_CFunction open;
 } parts[] = {
+    {"http", tp_open_http},
+    {"scrub", tp_open_scrub},
     {NULL, NULL},
 };
 

@@ -4,4 +4,11 @@
 
 #include "../bind.h"
 
+/* Userdata that holds a struct tp_scrub *. */
+#define TP_SCRUB_TYPE "tidepool.Scrub"
+
+int tp_open_scrub(lua_State *L);
+
+int tp_open_http(lua_State *L);
+
 #endif
