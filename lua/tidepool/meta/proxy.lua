@@ -7,6 +7,9 @@ local proxy = {}
 
 -- http: messages of HTTP/1.0 and 1.1, of bytes alone ----------------------------------------------
 
+---@class tidepool.proxy.http
+proxy.http = {}
+
 ---@class tidepool.HttpHead
 ---@field method? string        of a request
 ---@field target? string        of a request: a path, a URL, "*", or what CONNECT names
