@@ -33,6 +33,13 @@ local function record(self, verdict, about)
   self.guest:record(verdict, about)
 end
 
+local function redirect_of(verdict)
+  if verdict.action == "redirect" then
+    local host, port = verdict.host:match("^(.-):(%d+)$")
+    return { host = host or verdict.host, port = tonumber(port) }
+  end
+end
+
 local function event_of(self)
   return {
     host = self.host,
@@ -112,9 +119,8 @@ end
 -- An opaque relay: bytes both ways, whatever they are.
 local function pass(self, verdict)
   local host, port = self.host, self.port
-  if verdict.action == "redirect" then
-    host, port = verdict.host:match("^(.-):(%d+)$")
-    host, port = host or verdict.host, tonumber(port) or self.port
+  if self.redirect then
+    host, port = self.redirect.host, self.redirect.port or port
   end
   local target = upstream.target(host, not host and self.address or nil, port, false, verdict.changes or {})
   local up, message, code = self.guest.service.upstream:open(target)
@@ -123,12 +129,14 @@ local function pass(self, verdict)
     return self.conn:reset()
   end
   self.guest.open[up] = true
-  local sent, received, why, sent_before, received_before = self.guest.service.loop:relay(self.conn, up)
-  local failure = not sent and tostring(received) or nil
+  local sent, received, failure = self.guest:relay(self.conn, up, function()
+    local now = self.guest:decide("connect", event_of(self))
+    return now.action == verdict.action
+  end)
   record(self, verdict, {
-    action = verdict.action == "redirect" and "redirect" or "passthrough",
-    reason = failure and ("ended: %s (%s)"):format(failure, tostring(why)) or verdict.reason,
-    bytes_sent = sent or sent_before, bytes_received = sent and received or received_before,
+    action = verdict.action,
+    reason = failure and "ended: " .. failure or verdict.reason,
+    bytes_sent = sent, bytes_received = received,
   })
   up:close()
   self.conn:close()
@@ -136,13 +144,29 @@ end
 
 local MALFORMED = { EBADMSG = 400, EMSGSIZE = 431 }
 
+-- What connect said holds for the connection's requests, until the policies change.
+local function still_connected(self)
+  if self.chain == self.guest.chain then
+    return true
+  end
+  self.chain = self.guest.chain
+  local verdict = self.guest:decide("connect", event_of(self))
+  self.changes, self.redirect = verdict.changes or {}, redirect_of(verdict)
+  if verdict.action == "allow" or verdict.action == "redirect" then
+    return true
+  end
+  record(self, verdict)
+  self.conn:write(head.refusal(verdict.status or 403, verdict.reason or "the policies have changed"), WRITE_TIMEOUT)
+  return false
+end
+
 -- Requests, one after the other, as long as both sides keep the connection.
 local function serve_http(self)
   local again = true
   while again and not self.guest.stopped do
     local request, message, code = self.conn:read_head("request", IDLE_TIMEOUT)
     if request then
-      again = exchange.run(self, request)
+      again = still_connected(self) and exchange.run(self, request)
     else
       again = false
       if MALFORMED[code] then
@@ -162,8 +186,9 @@ local function serve(self)
   elseif not look(self) then
     return
   end
+  self.chain = self.guest.chain
   local verdict = self.guest:decide("connect", event_of(self))
-  self.changes = verdict.changes or {}
+  self.changes, self.redirect = verdict.changes or {}, redirect_of(verdict)
   if verdict.action == "passthrough" then
     return pass(self, verdict)
   elseif verdict.action == "deny" or verdict.action == "respond" then
@@ -172,9 +197,6 @@ local function serve(self)
     return pass(self, verdict)
   elseif self.http2 then
     return refuse(self, { action = "deny", reason = "HTTP/2 without TLS is not spoken here; use HTTP/1.1", policy = verdict.policy })
-  elseif verdict.action == "redirect" then
-    local host, port = verdict.host:match("^(.-):(%d+)$")
-    self.redirect = { host = host or verdict.host, port = tonumber(port) }
   end
   if self.tls and not secure(self) then
     return

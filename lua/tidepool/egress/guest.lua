@@ -114,6 +114,7 @@ function guest.new(service, spec, handles)
     leaf_count = 0,
     connections = 0,
     open = setmetatable({}, { __mode = "k" }),
+    relays = {},
     pool = pool.new(),
     watches = {},
   }, Guest)
@@ -133,7 +134,29 @@ function Guest:set_policies(policies, revision)
   local ok, message, code = install(self, policies, states)
   self.revision = revision
   self:save_states()
+  for _, relay in pairs(self.relays) do
+    async.spawn(relay.recheck)
+  end
   return ok, message, code
+end
+
+--- Relays bytes between two connections until both have ended, as loop:relay. A relay has no end that one could
+-- wait for when policies change, so `still(guest)` is asked then whether it may go on, and it is cut if not.
+function Guest:relay(a, b, still, options)
+  self.relays[a] = {
+    recheck = function()
+      if self.relays[a] and not still() then
+        a:reset()
+        b:reset()
+      end
+    end,
+  }
+  local sent, received, code, sent_before, received_before = self.service.loop:relay(a, b, nil, options)
+  self.relays[a] = nil
+  if not sent then
+    return sent_before or 0, received_before or 0, tostring(received), code
+  end
+  return sent, received
 end
 
 --- Starts to accept.
