@@ -7,6 +7,8 @@ static const struct {
 } parts[] = {
     {"http", tp_open_http},
     {"scrub", tp_open_scrub},
+    {"tls", tp_open_tls},
+    {"ca", tp_open_ca},
     {NULL, NULL},
 };
 

@@ -4,6 +4,13 @@
 
 #include "../bind.h"
 
+/* What a server end presents, what a client end believes: the object's own reference. */
+struct tp_tls_identity *tp_check_identity(lua_State *L, int index);
+struct tp_tls_trust *tp_check_trust(lua_State *L, int index);
+
+int tp_open_tls(lua_State *L);
+int tp_open_ca(lua_State *L);
+
 /* Userdata that holds a struct tp_scrub *. */
 #define TP_SCRUB_TYPE "tidepool.Scrub"
 

@@ -83,4 +83,101 @@ proxy.scrub = {}
 ---@return string? code "EINVAL", "ENOMEM"
 function proxy.scrub.new(secrets, mode) end
 
+---@class tidepool.Trust Root certificates, with the sessions and verdicts learnt under them.
+---@class tidepool.Identity A certificate for one host with its key, signed by a sandbox's CA.
+local Identity = {}
+
+--- When the certificate ends, in seconds since 1970. Present another well before.
+---@return number
+function Identity:expires() end
+
+--- The certificate as DER.
+---@return string
+function Identity:certificate() end
+
+---@class tidepool.Ca
+local Ca = {}
+
+--- Signs a certificate of 30 days for a DNS name or an address. Takes a millisecond or two: cache it.
+---@param host string
+---@return tidepool.Identity? identity
+---@return string? message
+---@return string? code "EINVAL" not a host name
+function Ca:identity(host) end
+
+proxy.ca = {}
+
+--- Makes a certificate authority of ten years, with a P-256 key.
+---@param common_name string 1 to 64 bytes
+---@return string? pem the certificate
+---@return string der_or_message the key, to be kept secret
+---@return string? code "EINVAL"
+function proxy.ca.generate(common_name) end
+
+---@param pem string
+---@param der string the key
+---@return tidepool.Ca? ca
+---@return string? message
+---@return string? code "EBADMSG" can't be read, "EKEYREJECTED" not a pair, or not a P-256 CA
+function proxy.ca.open(pem, der) end
+
+---@class tidepool.TlsEnd One end of a TLS 1.2 connection without a socket: feed it, take what it says.
+local TlsEnd = {}
+
+--- Takes records of the peer; fewer bytes than given while plaintext waits to be read.
+---@param records string
+---@return integer taken
+function TlsEnd:feed(records) end
+
+--- Records for the peer, "" when none waits.
+---@return string
+function TlsEnd:take() end
+
+--- Takes plaintext for the peer; fewer bytes than given while records wait to be taken.
+---@param plaintext string
+---@return integer taken
+function TlsEnd:write(plaintext) end
+
+--- Plaintext of the peer, "" when none waits.
+---@return string
+function TlsEnd:read() end
+
+--- Says close_notify; keep feeding and taking until it is closed.
+function TlsEnd:close() end
+
+---@return { writable: boolean, readable: boolean, closed: boolean, resumed: boolean, alpn: string?, suite: string? } state writable at first: the handshake is done
+function TlsEnd:state() end
+
+--- True when nothing failed.
+---@return true?
+---@return string? message for a person
+---@return string? code "EKEYEXPIRED", "ENOKEY" self-signed or unknown issuer, "EKEYREJECTED" wrong host, purpose or weak, "EPROTONOSUPPORT" no common version, cipher or ALPN, "EPROTO"
+function TlsEnd:failure() end
+
+--- Frees it now; twice is harmless.
+function TlsEnd:free() end
+
+proxy.tls = {}
+
+--- Reads root certificates, skipping what can't be parsed.
+---@param pem string
+---@return tidepool.Trust? trust
+---@return integer|string count_or_message
+---@return string? code "EBADMSG" none could be read
+function proxy.tls.trust(pem) end
+
+---@param identity tidepool.Identity
+---@return tidepool.TlsEnd? tls
+---@return string? message
+---@return string? code
+function proxy.tls.server(identity) end
+
+--- Checks the chain against the trust, the clock and the host; resumes an earlier session of the host.
+---@param trust tidepool.Trust
+---@param host string DNS name or address
+---@return tidepool.TlsEnd? tls
+---@return string? message
+---@return string? code "EINVAL" not a host name
+function proxy.tls.client(trust, host) end
+
 return proxy
