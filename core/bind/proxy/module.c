@@ -6,6 +6,7 @@ static const struct {
   lua_CFunction open;
 } parts[] = {
     {"http", tp_open_http},
+    {"hello", tp_open_hello},
     {"scrub", tp_open_scrub},
     {"tls", tp_open_tls},
     {"ca", tp_open_ca},

@@ -17,5 +17,6 @@ int tp_open_ca(lua_State *L);
 int tp_open_scrub(lua_State *L);
 
 int tp_open_http(lua_State *L);
+int tp_open_hello(lua_State *L);
 
 #endif

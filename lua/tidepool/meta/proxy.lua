@@ -149,9 +149,10 @@ function TlsEnd:close() end
 function TlsEnd:state() end
 
 --- True when nothing failed.
----@return true?
+---@return true? fine
 ---@return string? message for a person
----@return string? code "EKEYEXPIRED", "ENOKEY" self-signed or unknown issuer, "EKEYREJECTED" wrong host, purpose or weak, "EPROTONOSUPPORT" no common version, cipher or ALPN, "EPROTO"
+---@return string? code "EKEYEXPIRED", "ENOKEY" self-signed or unknown issuer, "EKEYREJECTED" wrong host, purpose
+--- or weak, "EPROTONOSUPPORT" no version, cipher or ALPN in common, "EPROTO"
 function TlsEnd:failure() end
 
 --- Frees it now; twice is harmless.
@@ -179,5 +180,25 @@ function proxy.tls.server(identity) end
 ---@return string? message
 ---@return string? code "EINVAL" not a host name
 function proxy.tls.client(trust, host) end
+
+-- hello: what a TLS client says before anything is encrypted --------------------------------------
+
+---@class tidepool.proxy.hello
+proxy.hello = {}
+
+---@class tidepool.Hello
+---@field sni? string           host name in lower case, valid; never an address
+---@field alpn string[]         protocol names, may be empty
+---@field versions integer[]    accepted versions (0x0304 is TLS 1.3), the hello's own when it lists none
+---@field has_tls12 boolean     the client accepts TLS 1.2
+---@field ech boolean           another hello is encrypted inside (or pretended to be)
+---@field session_id_length integer
+
+--- Reads a ClientHello, fragmented over records in any way. `bytes`: all since the connection's start.
+---@param bytes string
+---@return tidepool.Hello? hello
+---@return string? more_or_message "more" when it is not complete yet
+---@return string? code "EBADMSG": no hello, or a malformed one
+function proxy.hello.parse(bytes) end
 
 return proxy
