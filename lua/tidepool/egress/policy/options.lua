@@ -104,10 +104,10 @@ local TYPES = {
       elseif type(value) ~= "string" then
         return nil
       end
-      if TRUE[value:lower()] then
-        return true
+      if FALSE[value:lower()] then
+        return false
       end
-      return FALSE[value:lower()] and false or nil
+      return TRUE[value:lower()]
     end,
     "true or false",
   },
