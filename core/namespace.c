@@ -4,11 +4,9 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <grp.h>
-#include <net/if.h>
 #include <sched.h>
 #include <stdio.h>
 #include <string.h>
-#include <sys/ioctl.h>
 #include <sys/mount.h>
 #include <sys/resource.h>
 #include <sys/socket.h>
@@ -75,16 +73,6 @@ int tp_step_hostname(struct tp_run *run, const struct tp_step *step, struct tp_e
   (void)run;
   if (sethostname(step->args[0].bytes, step->args[0].length) < 0)
     return tp_fail(err, errno, "set hostname");
-  return 0;
-}
-
-/* loopback: lo up, in the child's network namespace. */
-int tp_step_loopback(struct tp_run *run, const struct tp_step *step, struct tp_error *err) {
-  (void)run, (void)step;
-  struct ifreq request = {.ifr_name = "lo", .ifr_flags = IFF_UP | IFF_RUNNING};
-  TP_CLOSE int fd = socket(AF_INET, SOCK_DGRAM | SOCK_CLOEXEC, 0);
-  if (fd < 0 || ioctl(fd, SIOCSIFFLAGS, &request) < 0)
-    return tp_fail(err, errno, "bring lo up");
   return 0;
 }
 

@@ -31,9 +31,9 @@
   /* mounts: mount.c */                                                                            \
   X(private, "") X(tree, "dpm") X(idmap, "d") X(root, "d") X(detach, "") X(mount, "spsms")         \
   X(bind, "pp") X(protect, "p") X(mask, "p") X(device, "pp") X(umount, "p")                        \
-  /* namespaces and the process: namespace.c, spawn.c */                                           \
+  /* namespaces and the process: namespace.c, spawn.c, steer.c */                                  \
   X(clone, "cnd") X(idmaps, "nn") X(child, "") X(join, "p") X(identity, "") X(joined, "")           \
-  X(unshare, "c") X(hostname, "s") X(loopback, "") X(listen, "dp")                                   \
+  X(unshare, "c") X(hostname, "s") X(steer, "ddn") X(listen, "dp")                                   \
   X(rlimit, "nnn") X(exec, "pd")                                                                   \
   /* control groups: cgroup.c */                                                                   \
   X(group, "pn") X(dynmods, "") X(killgroup, "p") X(ungroup, "p")                                                \

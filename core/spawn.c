@@ -66,6 +66,11 @@ void tp_run_value(struct tp_run *run, uint64_t value) {
     run->values[run->value_count++] = value;
 }
 
+void tp_run_give(struct tp_run *run, const struct tp_arg *arg) {
+  if (run->given_count < TP_RUN_GIVEN)
+    run->given[run->given_count++] = run->slots[arg->number];
+}
+
 void tp_run_kill(struct tp_run *run) {
   if (run->pid <= 0)
     return;

@@ -12,6 +12,7 @@
 #include "plan.h"
 
 #define TP_RUN_VALUES 8
+#define TP_RUN_GIVEN 7 /* with the pidfd, what a frame carries */
 
 struct tp_run {
   const struct tp_plan *plan;
@@ -27,6 +28,8 @@ struct tp_run {
   bool made[TP_PLAN_STEPS];
   uint64_t values[TP_RUN_VALUES]; /* what `usage` and the like found */
   unsigned value_count;
+  int given[TP_RUN_GIVEN]; /* descriptors for whoever asked, still their slots' */
+  unsigned given_count;
 };
 
 /* Takes the descriptors over. */
@@ -51,5 +54,7 @@ int tp_run_await(struct tp_run *run, struct tp_error *err);
 int tp_run_slot(struct tp_run *run, const struct tp_arg *arg, struct tp_error *err);
 void tp_run_fill(struct tp_run *run, const struct tp_arg *arg, int fd);
 void tp_run_value(struct tp_run *run, uint64_t value);
+/* The answer carries what this slot holds. */
+void tp_run_give(struct tp_run *run, const struct tp_arg *arg);
 
 #endif

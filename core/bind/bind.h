@@ -41,5 +41,6 @@ int tp_open_namespace(lua_State *L);
 int tp_open_seccomp(lua_State *L);
 int tp_open_cgroup(lua_State *L);
 int tp_open_copy(lua_State *L);
+int tp_open_steer(lua_State *L);
 
 #endif

@@ -16,6 +16,7 @@ static const struct {
     {"seccomp", tp_open_seccomp},
     {"cgroup", tp_open_cgroup},
     {"copy", tp_open_copy},
+    {"steer", tp_open_steer},
 };
 
 int luaopen_tidepool_core(lua_State *L);

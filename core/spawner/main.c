@@ -4,7 +4,7 @@
  * Descriptor 3 is the channel to the server:
  *   request  [u32 serial] plan, with the descriptors of its first slots
  *   answer   [u32 serial][i32 errno][u32 failed step, from 1][string message][u32 pid]
- *            [u32 count] u64 values, with the pidfd when there is a pid
+ *            [u32 count] u64 values, with the pidfd when there is a pid, and what steps have given
  *   event    [u32 0][u32 pid][u32 wait status] when a child has ended
  * At the end of the channel the server is gone: so are we, and the children live on. */
 #include <errno.h>
@@ -24,6 +24,7 @@
 
 #include "../channel.h"
 #include "../spawn.h"
+#include "../steer.h"
 
 #define CHANNEL_FD 3
 #define ANSWER_SIZE (64 + sizeof((struct tp_error *)0)->message + 8 * TP_RUN_VALUES)
@@ -49,8 +50,13 @@ static int answer(struct tp_channel *channel, uint32_t serial, const struct tp_r
   at = put(at, run->value_count, 4);
   for (unsigned i = 0; i < run->value_count; i++)
     at = put(at, run->values[i], 8);
-  unsigned fds = !failure && run->pid > 0 ? 1 : 0;
-  return tp_channel_send(channel, bytes, (size_t)(at - bytes), &run->pidfd, fds, err);
+  int fds[1 + TP_RUN_GIVEN];
+  unsigned count = 0;
+  if (!failure && run->pid > 0)
+    fds[count++] = run->pidfd;
+  for (unsigned i = 0; !failure && i < run->given_count; i++)
+    fds[count++] = run->given[i];
+  return tp_channel_send(channel, bytes, (size_t)(at - bytes), fds, count, err);
 }
 
 static int serve(struct tp_channel *channel, const struct tp_frame *frame, const int *fds,
@@ -103,10 +109,13 @@ static int reap(struct tp_channel *channel, int signals, struct tp_error *err) {
 
 static int run(struct tp_channel *channel, int signals, struct tp_error *err) {
   struct pollfd wait[2] = {{.fd = channel->fd}, {.fd = signals, .events = POLLIN}};
+  bool stocked = false;
   for (;;) {
     wait[0].events = (short)(POLLIN | (channel->first ? POLLOUT : 0));
-    if (poll(wait, 2, -1) < 0 && errno != EINTR)
+    int found = poll(wait, 2, stocked ? -1 : 0);
+    if (found < 0 && errno != EINTR)
       return tp_fail(err, errno, "poll");
+    stocked = found == 0 && tp_steer_stock(); /* one at a time, while nothing else is to do */
     if (wait[0].revents && (receive(channel, err) < 0 || tp_channel_flush(channel, err) < 0))
       return -1;
     if (wait[1].revents && reap(channel, signals, err) < 0)

@@ -9,6 +9,7 @@ local cgroup = require("tidepool.server.cgroup")
 local container = require("tidepool.server.container")
 local link = require("tidepool.server.link")
 local spawner = require("tidepool.server.spawner")
+local steering = require("tidepool.server.steering")
 
 local M = {}
 
@@ -113,7 +114,8 @@ function M.start(changes)
   if not made then
     return nil, message, code
   end
-  local box = setmetatable({ host = host, spec = spec, pid = made.pid, pidfd = made.pidfd, count = 0 }, Box)
+  local box = setmetatable({ host = host, spec = spec, pid = made.pid, pidfd = made.pidfd, steering = made.steering,
+    count = 0 }, Box)
   box.link = assert(link.open(made.pid, spec.nonce, { on_exit = function() end }))
   return box
 end
@@ -164,6 +166,7 @@ end
 --- Kills all of it and removes its groups.
 function Box:stop()
   self.link:close()
+  steering.close(self.steering)
   assert(cgroup.kill(self.host.cgroups, self.spec.cgroup))
   assert(async.readable(self.pidfd:number(), 10))
   self.pidfd:close()

@@ -343,6 +343,40 @@ function core.cgroup.signal(directory, signal) end
 ---@return string? code
 function core.cgroup.populated(directory) end
 
+-- What leads a sandbox's connections to an egress process, see core/steer.h. The sockets and the map come
+-- from the plan step `steer`; without IPv6 there are two sockets less.
+core.steer = {}
+
+---@class tidepool.SteerSockets
+---@field tcp4? tidepool.Fd|integer
+---@field tcp6? tidepool.Fd|integer
+---@field udp4? tidepool.Fd|integer
+---@field udp6? tidepool.Fd|integer
+
+--- Whether the kernel lets us steer by bpf.
+---@return true? possible
+---@return string? message
+---@return string? code "EPERM", "EINVAL", "ENOSYS"
+function core.steer.probe() end
+
+--- From now on connections reach the sockets. Twice is harmless.
+---@param map tidepool.Fd|integer|nil of mode "bpf"
+---@param sockets tidepool.SteerSockets
+---@param mode? "bpf"|"tproxy" "bpf" when left out
+---@return true? done
+---@return string? message
+---@return string? code "EADDRINUSE" (tproxy: somebody inside took the port while it was shut), "EBADF"
+function core.steer.open(map, sockets, mode) end
+
+--- From now on connections are refused, and those that nobody has accepted are reset.
+---@param map tidepool.Fd|integer|nil of mode "bpf"
+---@param sockets tidepool.SteerSockets
+---@param mode? "bpf"|"tproxy"
+---@return true? done
+---@return string? message
+---@return string? code
+function core.steer.shut(map, sockets, mode) end
+
 core.init = {}
 
 ---@type integer the protocol's version, core/init/protocol.h

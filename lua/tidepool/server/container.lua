@@ -4,10 +4,12 @@
 -- `child` are the host's, steps from there to `exec` run inside the new namespaces, as its root, and
 -- nothing in the sandbox's files is trusted on the way: whoever lived there may have left any link.
 local uv = require("luv")
+local core = require("tidepool.core")
+local steering = require("tidepool.server.steering")
 
 local container = {}
 
-local slot = { cgroup = 0, init = 1, root = 2, socket = 3 }
+local slot = { cgroup = 0, init = 1, root = 2, socket = 3, steering = 4, none = 15 }
 
 --- The directory of init inside; see core/init/protocol.h.
 local own = "/.tidepool"
@@ -104,7 +106,7 @@ local function add_files(plan, spec)
   append(plan, {
     { "replace?", "/etc/hostname", mode.plain, spec.hostname .. "\n" },
     { "replace?", "/etc/hosts", mode.plain, hosts(spec.hostname) },
-    { "replace?", "/etc/resolv.conf", mode.plain, "nameserver 127.0.0.1\n" },
+    { "replace?", "/etc/resolv.conf", mode.plain, "nameserver " .. steering.nameserver .. "\n" },
   })
   if spec.machine_id then
     plan[#plan + 1] = { "replace?", "/etc/machine-id", 292, spec.machine_id .. "\n" }
@@ -139,6 +141,7 @@ function container.plan(spec)
     { "tree", slot.root, spec.root, "nodev" },
     { "clone", "user,pid,mount,net,ipc,uts", base, slot.cgroup },
     { "idmaps", base, count },
+    steering.step(slot.steering, slot.none, spec.steer or steering.mode()),
     { "idmap", slot.root },
     { "child" },
     { "identity" },
@@ -154,7 +157,6 @@ function container.plan(spec)
     { "mount", "tmpfs", "/run", "tmpfs", "nosuid,nodev", "mode=0755,size=" .. bytes(limits, lasting.run) },
     { "detach" },
     { "hostname", spec.hostname },
-    { "loopback" },
   })
   add_files(plan, spec)
   add_own(plan, spec)
@@ -170,17 +172,49 @@ function container.plan(spec)
   return plan
 end
 
+-- Ends a sandbox in which nothing has run yet.
+local function undo(pool, spec, made, message, code)
+  steering.close(made.steering)
+  container.destroy(pool, spec.cgroups, spec.cgroup)
+  made.pidfd:close()
+  return nil, message, code
+end
+
 --- Starts a sandbox's init. Waits for its exec, not for its first answer.
 -- spec: hostname; root, its subvolume's path; range = { base, count }; cgroups, of cgroup.open, and
 -- cgroup, its key there; limits = { cpu, memory, pids }; init, the program's path; filter, of
--- core.seccomp; nonce, 16 bytes; machine_id, 32 hexadecimal digits, if its file is to be written.
--- Returns { pid, pidfd } | nil, message, code; a failure leaves nothing behind.
+-- core.seccomp; nonce, 16 bytes; machine_id, 32 hexadecimal digits, if its file is to be written; steer,
+-- "bpf" or "tproxy", unless this machine's is wanted; trust, a certificate in PEM.
+-- Returns { pid, pidfd, steering } | nil, message, code; a failure leaves nothing behind. The steering is
+-- shut, and the caller's to close (steering.lua).
 function container.start(pool, spec)
+  local way = spec.steer or steering.mode()
   local answer, message, code = pool:execute(container.plan(spec))
   if not answer then
     return nil, message, code
   end
-  return { pid = answer.pid, pidfd = answer.pidfd }
+  local made = { pid = answer.pid, pidfd = answer.pidfd, steering = steering.take(answer, way) }
+  if way == "tproxy" then
+    local ok
+    ok, message, code = steering.rule(made.pid)
+    if not ok then
+      return undo(pool, spec, made, message, code)
+    end
+  end
+  return made
+end
+
+--- The steering of a sandbox that runs, made anew where nobody holds it any more: shut.
+-- { tcp4, ... } as of container.start | nil, message, code
+function container.resteer(pool, pid, way)
+  local pidfd, message, code = core.fd.pidfd(pid)
+  if not pidfd then
+    return nil, message, code
+  end
+  local made
+  made, message, code = steering.renew(pool, pidfd, pid, way)
+  pidfd:close()
+  return made, message, code
 end
 
 --- Ends what may be left of a sandbox whose init nobody knows, and removes its groups.

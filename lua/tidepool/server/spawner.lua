@@ -35,14 +35,14 @@ local function decode_answer(bytes, fds)
     return nil, message, core.plan.code(code)
   end
   local at = 17 + length
-  local answer = { pid = u32(bytes, at), values = {} }
+  local answer = { pid = u32(bytes, at), values = {}, fds = fds or {} }
   for i = 1, u32(bytes, at + 4) do
     answer.values[i] = u32(bytes, at + 8 * i) + u32(bytes, at + 8 * i + 4) * 0x100000000
   end
   if answer.pid == 0 then
     answer.pid = nil
   else
-    answer.pidfd = fds and fds[1]
+    answer.pidfd = table.remove(answer.fds, 1)
   end
   return answer
 end
@@ -222,7 +222,7 @@ end
 
 --- Executes a plan: a list of steps, or their encoding. `fds` fill its first slots and stay the caller's.
 -- `background`: nobody waits for it, it may queue behind others of its kind.
--- Returns { pid =, pidfd =, values = } | nil, message, code; a failed plan has left nothing behind.
+-- Returns { pid =, pidfd =, values =, fds = what steps gave } | nil, message, code; a failed plan has left nothing behind.
 function Pool:execute(plan, fds, background)
   local message, code
   if type(plan) == "table" then
