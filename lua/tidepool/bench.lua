@@ -1,4 +1,5 @@
---- `./sandbox.lua bench`: how fast, side by side with bwrap, crun, runc and podman, in one run.
+--- `./sandbox.lua bench`: how fast, side by side with bwrap, crun, runc and podman, in one run; and the
+-- egress process beside no proxy and mitmproxy.
 --
 -- The measurements are in spec/bench, one file each; this is what they share: sampling that takes
 -- turns, so that a busy moment of the machine hits all alike, statistics, and the report. Runs as
@@ -11,13 +12,20 @@ local paths = require("tidepool.paths")
 local bench = {}
 
 -- In the order in which they run; spec/bench/FILE.lua returns one or a list of them.
-local FILES = { "create", "exec", "output", "files", "idle" }
+local FILES = { "create", "exec", "output", "files", "idle", "egress" }
 local NAMES = {
   create_first_exit = "create", exec_true = "exec", output_20mb = "output",
   file_write = "files", file_read = "files", idle_memory = "idle", create_rate = "idle",
+  egress_connect = "egress", egress_added_1 = "egress", egress_latency_1 = "egress", egress_latency_64 = "egress",
+  egress_latency_512 = "egress", egress_requests_1 = "egress", egress_requests_64 = "egress",
+  egress_requests_512 = "egress", egress_throughput_core = "egress", egress_throughput = "egress",
+  egress_connection_idle = "egress", egress_connection_busy = "egress", egress_attach_100 = "egress",
+  egress_latency_1_of_100 = "egress", egress = "egress",
 }
 
 local PEERS = { "bwrap", "crun", "runc", "podman" }
+local EGRESS = { "mitmproxy", "wrk", "nginx" } -- what the measurements of the egress process need besides
+local PROGRAMS = { mitmproxy = "mitmdump" }
 local PROGRAM_LIMIT = 30 -- seconds for one run of a peer's program
 local PEER_BUDGET = 20 -- seconds for all runs of a peer in one measurement
 
@@ -119,7 +127,15 @@ end
 -- takes one sample and returns it (or raises). A round is `burst` samples of ours and one of each
 -- peer; a peer that fails or has spent its budget is left out of the later ones. With `after`, they
 -- don't take turns: each has all its rounds, then after(NAME, or nil for ours) is called.
+-- One that samples by itself has `measure`, which returns { ours, peers } of statistics.
 local function sample(measurement, peers)
+  if measurement.measure then
+    local taken = measurement.measure()
+    return {
+      name = measurement.name, unit = measurement.unit, goal = measurement.goal, worst = measurement.worst,
+      n = taken.ours.n, ours = taken.ours, peers = taken.peers,
+    }
+  end
   local ours, theirs, out, extra, spent = {}, {}, {}, {}, {}
   for name in pairs(measurement.peers) do
     if peers[name] then
@@ -207,22 +223,25 @@ local function ratio(result, peer)
   return string.format("%.1fx", factor)
 end
 
---- The results as a table for a terminal.
-function bench.render(results, missing)
+local function met(result)
+  if result.worst == "low" then
+    return result.ours.median >= result.goal
+  end
+  return result.ours.median <= result.goal
+end
+
+-- The lines of a table with a column for each of `peers`.
+local function render_table(results, peers)
   local rows = { { "", "unit", "n", "ours", "p99", "goal", "" } }
-  for _, name in ipairs(PEERS) do
+  for _, name in ipairs(peers) do
     table.insert(rows[1], name)
   end
   for _, result in ipairs(results) do
-    local met = ""
-    if result.goal then
-      met = result.ours.median <= result.goal and "met" or "missed"
-    end
     local row = {
       result.name, result.unit, tostring(result.n), figure(result.ours.median), figure(result.ours.p99),
-      result.goal and figure(result.goal) or "-", met,
+      result.goal and figure(result.goal) or "-", result.goal and (met(result) and "met" or "missed") or "",
     }
-    for _, name in ipairs(PEERS) do
+    for _, name in ipairs(peers) do
       local peer = result.peers[name]
       row[#row + 1] = peer and string.format("%s (%s)", figure(peer.median), ratio(result, peer)) or "-"
     end
@@ -246,7 +265,22 @@ function bench.render(results, missing)
     end
     lines[#lines + 1] = (table.concat(cells, "  "):gsub("%s+$", ""))
   end
-  lines[#lines + 1] = ""
+  return lines
+end
+
+--- The results as tables for a terminal: those with the usual peers, then those with others.
+function bench.render(results, missing)
+  local usual, others, columns, lines = {}, {}, nil, {}
+  for _, result in ipairs(results) do
+    table.insert(result.columns and others or usual, result)
+    columns = result.columns or columns
+  end
+  for _, part in ipairs({ { usual, PEERS }, { others, columns } }) do
+    for _, line in ipairs(#part[1] > 0 and render_table(part[1], part[2]) or {}) do
+      lines[#lines + 1] = line
+    end
+    lines[#lines + 1] = #part[1] > 0 and "" or nil
+  end
   lines[#lines + 1] = "Medians; in brackets, how many times ours is better. The peers' create includes their destroy, and"
   lines[#lines + 1] = "is compared with ours and destroy. Peers run on the same root file system, as root, by their programs."
   if #missing > 0 then
@@ -280,10 +314,12 @@ end
 
 local function find_peers()
   local found, missing = {}, {}
-  for _, name in ipairs(PEERS) do
-    found[name] = on_path(name)
-    if not found[name] then
-      missing[#missing + 1] = name
+  for _, list in ipairs({ PEERS, EGRESS }) do
+    for _, name in ipairs(list) do
+      found[name] = on_path(PROGRAMS[name] or name)
+      if not found[name] then
+        missing[#missing + 1] = name
+      end
     end
   end
   return found, missing
@@ -321,9 +357,11 @@ local function measure(options, found)
       if not options.only or NAMES[options.only] == file then
         local group = require("spec.bench." .. file)(context)
         for _, measurement in ipairs(group) do
-          if not options.only or options.only == measurement.name then
+          if not options.only or options.only == measurement.name or options.only == file then
             note("%s ...", measurement.name)
-            results[#results + 1] = sample(measurement, found)
+            local result = sample(measurement, found)
+            result.columns = group.peers
+            results[#results + 1] = result
           end
         end
         if group.close then
@@ -391,7 +429,7 @@ function bench.main(args)
     return 125
   end
   if options.install then
-    local ok, why = bootstrap.ensure({ "image", "bench" })
+    local ok, why = bootstrap.ensure({ "image", "example", "bench" })
     if not ok then
       io.stderr:write("tidepool: ", why, "\n")
       return 125

@@ -16,7 +16,8 @@ describe("bench", function()
   it("says which measurements there are when asked for another", function()
     local result = support.cli({ "bench", "--only", "nosuch" })
     assert.equal(125, result.code)
-    for _, name in ipairs({ "create_first_exit", "exec_true", "output_20mb", "file_write", "file_read", "idle_memory", "create_rate" }) do
+    for _, name in ipairs({ "create_first_exit", "exec_true", "output_20mb", "file_write", "file_read", "idle_memory", "create_rate",
+      "egress_connect", "egress_added_1", "egress_throughput_core" }) do
       assert.matches(name, result.stderr, 1, true)
     end
   end)
