@@ -114,7 +114,7 @@ function daemon.python(name, config, options)
   local directory, defer = daemon.place(options)
   local path = require("tidepool.paths").repo() .. "/spec/support/servers/" .. name .. ".py"
   local self = daemon.start({
-    "/usr/bin/python3", "-u", path, require("cjson").encode(config),
+    "/usr/bin/python3", "-uB", path, require("cjson").encode(config),
     name = name, ready = "listening (%d+)\n", directory = directory, defer = defer,
   })
   self.port = tonumber(self.found)
