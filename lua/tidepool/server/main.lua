@@ -9,12 +9,16 @@ local paths = require("tidepool.paths")
 local random = require("tidepool.random")
 local rpc = require("tidepool.rpc")
 local verbs = require("tidepool.verbs")
+local audit = require("tidepool.server.audit")
 local cgroup = require("tidepool.server.cgroup")
+local egress = require("tidepool.server.egress")
+local egress_pool = require("tidepool.server.egress_pool")
 local handlers = require("tidepool.server.handlers")
 local ids = require("tidepool.server.ids")
 local images = require("tidepool.server.images")
 local log = require("tidepool.server.log")
 local sandboxes = require("tidepool.server.sandboxes")
+local secrets = require("tidepool.server.secrets")
 local spawner = require("tidepool.server.spawner")
 local state = require("tidepool.server.state")
 local storage = require("tidepool.server.storage")
@@ -52,6 +56,7 @@ function Server:info()
     running = running,
     cgroups = self.cgroups.mode,
     unenforced = self.cgroups.unenforced or {},
+    egress = self.egress:list(),
   }
 end
 
@@ -241,7 +246,9 @@ function Server:shutdown(reason)
   for connection in pairs(self.connections) do
     connection:close("server is shutting down")
   end
-  if self:info().running == 0 then
+  local running = self:info().running > 0
+  self.egress:close(running)
+  if not running then
     cgroup.close(self.cgroups)
   end
   self.done:set(true)
@@ -295,12 +302,45 @@ local function instance_name(self, copied)
   return name
 end
 
+-- Secrets, audit, and whoever answers for the sandboxes' networks. Needs the ids.
+local function open_egress(self)
+  local message, code
+  self.audit, message, code = audit.open({
+    path = self.directory .. "/audit.db",
+    days = tonumber(os.getenv("TIDEPOOL_AUDIT_DAYS")),
+    on_secret_used = function(name, time)
+      self.secrets:mark_used(name, time)
+    end,
+  })
+  if not self.audit then
+    return nil, message, code
+  end
+  self.secrets, message, code = secrets.open({
+    db = self.state.db,
+    directory = self.directory,
+    on_change = function(secret)
+      egress.secret_changed(self, secret)
+    end,
+    on_remove = function(name)
+      egress.secret_removed(self, name)
+    end,
+  })
+  if not self.secrets then
+    return nil, message, code
+  end
+  self.egress, message, code = egress.open(self, { setting = os.getenv("TIDEPOOL_EGRESS") })
+  if not self.egress then
+    return nil, message, code
+  end
+  return self.egress:adopt()
+end
+
 local function adopt(self, copied)
   local rows, message, code = self.state:sandboxes()
   if not rows then
     return nil, message, code
   end
-  local tasks, in_use = {}, {}
+  local tasks, in_use = {}, copied and {} or egress_pool.bases(self.state.db)
   for _, row in ipairs(rows) do
     row.copied = copied
     if row.run and row.run.base and row.state == "running" and not copied then
@@ -311,15 +351,24 @@ local function adopt(self, copied)
   if not self.ids then
     return nil, "id ranges: " .. message, code
   end
+  if copied then
+    self.state.db:execute("DELETE FROM egress_processes") -- they belong to the server of the original
+  end
+  local ok
+  ok, message, code = open_egress(self)
+  if not ok then
+    return nil, message, code
+  end
   for i, row in ipairs(rows) do
     tasks[i] = function()
-      local ok, why = xpcall(sandboxes.adopt, debug.traceback, self, row)
-      if not ok then
+      local adopted, why = xpcall(sandboxes.adopt, debug.traceback, self, row)
+      if not adopted then
         log.error("adopt_failed", { sandbox = row.name, message = why })
       end
     end
   end
   async.all(tasks)
+  self.egress:reconcile()
   local remaining = {}
   for _, sandbox in pairs(self.sandboxes) do
     remaining[#remaining + 1] = sandbox.id
@@ -387,7 +436,11 @@ local function start(self)
   for name in pairs(self.images) do
     self.storage:refill(name)
   end
-  return self:listen()
+  ok, message, code = self:listen()
+  if ok then
+    self.egress:warm()
+  end
+  return ok, message, code
 end
 
 --- Runs the server until it is told to end. options: foreground.
@@ -428,6 +481,7 @@ function main.serve(options)
     end
     uv.new_signal():start("sigpipe", function() end)
     self.done:wait()
+    self.audit:close()
     self.state:close()
     return true
   end)

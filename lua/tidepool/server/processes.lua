@@ -5,6 +5,7 @@
 -- client's attach socket goes straight to init.
 local async = require("tidepool.async")
 local cgroup = require("tidepool.server.cgroup")
+local container = require("tidepool.server.container")
 local log = require("tidepool.server.log")
 local random = require("tidepool.random")
 local uv = require("luv")
@@ -213,7 +214,8 @@ local function environment(sandbox, params)
       merged[name] = value
     end
   end
-  for _, source in ipairs({ sandbox.spec.env or {}, params.env or {} }) do
+  local trust = sandbox.egress.ca and container.trust_environment and container.trust_environment() or {}
+  for _, source in ipairs({ trust, sandbox.spec.env or {}, params.env or {} }) do
     for name, value in pairs(source) do
       merged[name] = value
     end

@@ -7,6 +7,7 @@ local async = require("tidepool.async")
 local cgroup = require("tidepool.server.cgroup")
 local container = require("tidepool.server.container")
 local core = require("tidepool.core")
+local egress = require("tidepool.server.egress")
 local host = require("tidepool.server.host")
 local link = require("tidepool.server.link")
 local log = require("tidepool.server.log")
@@ -49,6 +50,7 @@ local function new(server, row)
     state = row.state,
     reason = row.reason,
     run = row.run,
+    egress = egress.new(row),
     lock = async.lock(),
     gone = async.event(), -- set when the present run has ended
     processes = processes.new_table(),
@@ -118,6 +120,7 @@ local function ended(self, reason)
   if broken then
     broken:close()
   end
+  egress.finish(self)
   if run and run.pid then
     self.server:forget_exit(run.pid)
   end
@@ -237,6 +240,7 @@ local function start(self)
   self.stopping = nil
   processes.reset(self)
 
+  local trust = egress.trust(self)
   local made
   made, message, code = container.start(server.spawners, {
     name = self.name,
@@ -250,6 +254,7 @@ local function start(self)
     filter = server.filter,
     nonce = unhex(nonce),
     machine_id = self.spec.machine_id,
+    trust = trust,
   })
   if not made then
     release(self, base)
@@ -261,9 +266,12 @@ local function start(self)
   async.spawn(limit_disk, self)
   self.pidfd = made.pidfd
   self.run.pid, self.run.start_time = made.pid, host.start_time(made.pid)
+  self.run.steering = made.steering.mode
   watch(self, made.pid)
+  local attaching = egress.begin(self, made.steering)
   local ok
   ok, message, code = connect(self)
+  attaching:join() -- without it the sandbox runs and is refused everything
   if ok then
     -- What isn't written down must not be acknowledged: the next server would end it.
     ok, message, code = record(self, "running", nil, self.run)
@@ -320,6 +328,12 @@ function sandboxes.create(server, params)
     local awake, message, code = taken:wake()
     return awake and taken, message, code
   end
+  local chain, why, why_code = egress.check(server, params.egress or {})
+  if not chain then
+    return nil, "create " .. params.name .. ": " .. why, why_code
+  elseif server.sandboxes[params.name] then
+    return sandboxes.create(server, params) -- somebody else made it while that was checked
+  end
   local image = server.images[params.image]
   if not image then
     return nil, "no such image: " .. params.image .. " (image ls lists them, image build makes one)", "ENOIMAGE"
@@ -332,11 +346,14 @@ function sandboxes.create(server, params)
   spec.machine_id, spec.key = random.hex(16), params.key
   local created = os.time()
   local id
-  id, message, code = server.state:add_sandbox(params.name, params.image, spec, created)
+  local kept = { policies = chain, revision = 1 }
+  id, message, code = server.state:add_sandbox(params.name, params.image, spec, created, kept)
   if not id then
     return nil, "create " .. params.name .. ": " .. message, code
   end
-  local self = new(server, { id = id, name = params.name, image = params.image, spec = spec, created = created, state = "creating" })
+  local self = new(server, {
+    id = id, name = params.name, image = params.image, spec = spec, created = created, state = "creating", egress = kept,
+  })
   server.sandboxes[params.name] = self
 
   return self.lock:with(function()
@@ -457,6 +474,7 @@ function Sandbox:info(deep)
     created = self.created,
     limits = { cpu = self.spec.cpu, memory = self.spec.memory, pids = self.spec.pids, disk = self.spec.disk },
     processes = processes.count_running(self),
+    egress = egress.names(self),
   }
   if deep then
     info.pid = self.run and self.run.pid
@@ -517,6 +535,7 @@ local function adopt_running(self)
   end
   watch(self, run.pid)
   async.spawn(limit_disk, self)
+  egress.adopt(self)
   return processes.adopt(self)
 end
 
