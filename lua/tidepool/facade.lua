@@ -10,6 +10,7 @@ local async = require("tidepool.async")
 local box = require("tidepool.client.box")
 local client = require("tidepool.client")
 local paths = require("tidepool.paths")
+local policy = require("tidepool.client.policy")
 
 local sandbox = {}
 
@@ -24,7 +25,7 @@ end
 ---@return tidepool.Client
 sandbox.client = get_client
 
-local OPTIONS = { "image", "type", "memory", "cpu", "pids", "disk", "env", "labels" }
+local OPTIONS = { "image", "type", "memory", "cpu", "pids", "disk", "env", "labels", "egress" }
 
 local function params_of(name, options)
   local params = { name = name }
@@ -34,6 +35,13 @@ local function params_of(name, options)
   for key in pairs(options or {}) do
     if params[key] == nil then
       return nil, "unknown option: " .. tostring(key), "EINVAL"
+    end
+  end
+  if params.egress then
+    local message, code
+    params.egress, message, code = policy.list(params.egress)
+    if not params.egress then
+      return nil, message, code
     end
   end
   return params
@@ -157,6 +165,57 @@ end
 ---@return string? code "ENOIMAGE"
 function sandbox.image.rm(name)
   return get_client():call("image_rm", { image = name })
+end
+
+sandbox.secret = {}
+
+--- Sets a secret that egress policies use and no sandbox sees, or gives it another value. hosts: where its
+--- placeholder is swapped for it, names or * globs; what is not given stays as it was.
+---@param name string
+---@param value string 8 to 4096 bytes
+---@param options? { hosts: string[], placeholder: string }
+---@return tidepool.SecretInfo?
+---@return string? message
+---@return string? code "EINVAL" (too short to be masked, too long), "EEXIST", "EPERM", "ENOKEY"
+function sandbox.secret.set(name, value, options)
+  options = options or {}
+  return get_client():call("secret_set", { secret = name, value = value, hosts = options.hosts, placeholder = options.placeholder })
+end
+
+--- The secrets, by name, never their values.
+---@return tidepool.SecretInfo[]?
+---@return string? message
+---@return string? code
+function sandbox.secret.ls()
+  return get_client():call("secret_ls", {})
+end
+
+--- Removes a secret.
+---@param name string
+---@return true?
+---@return string? message
+---@return string? code "ENOSECRET"
+function sandbox.secret.rm(name)
+  return get_client():call("secret_rm", { secret = name })
+end
+
+--- What stands for a secret inside: a token of its shape, for an environment variable that a tool insists on.
+---@param name string
+---@return string?
+---@return string? message
+---@return string? code "ENOSECRET"
+function sandbox.secret.placeholder(name)
+  return get_client():call("secret_placeholder", { secret = name })
+end
+
+sandbox.policy = {}
+
+--- The egress policies that have names.
+---@return { name: string, about: string?, path: string }[]?
+---@return string? message
+---@return string? code
+function sandbox.policy.ls()
+  return get_client():call("policy_ls", {})
 end
 
 --- Runs the functions as concurrent tasks and waits for all; then raises the first error, if any.

@@ -9,7 +9,8 @@
 -- number, or the most bytes, words or pairs), least (the smallest number).
 --
 -- Types: name (1-63 of [a-z0-9-]), string, integer, number, seconds, bytes (512M, 2G), boolean,
--- map (K=V repeated), list (repeated), argv (list of strings), octal, offset (bytes of output).
+-- map (K=V repeated), list (repeated), argv (list of strings), octal, offset (bytes of output), value (any
+-- bytes), policies (list of { name, options, text }: text is of a policy that has no name on the server).
 local verbs = {}
 
 local function sandbox_name(about)
@@ -37,8 +38,16 @@ local function creation()
     { name = "disk", type = "bytes", flag = "--disk", about = "disk limit, instead of the type's" },
     { name = "env", type = "map", flag = "--env", short = "-e", repeated = true, about = "environment of every process, K=V", most = 16384 },
     { name = "labels", type = "map", flag = "--label", short = "-l", repeated = true, about = "labels, K=V" },
+    { name = "egress", type = "policies", flag = "--egress", repeated = true, metavar = "POLICY[,K=V...]",
+      about = "what may leave: a policy with its options; in order, the first verdict wins; without any: deny_all" },
     { name = "key", type = "string", about = "identifies the request over a lost connection" },
   }
+end
+
+local CHANGING = { "ENOSANDBOX", "ENOPOLICY", "EINVAL", "ENOSPC", "EAGAIN" }
+
+local function secret_name()
+  return { name = "secret", type = "string", positional = 1, required = true, metavar = "NAME", about = "the secret's name", most = 64 }
 end
 
 local function command(extra)
@@ -69,10 +78,10 @@ local STARTING = { "ENOENT", "EACCES", "ENOEXEC", "EBADUSER", "EBADCWD", "ESTOPP
 verbs.list = {
   -- sandboxes
   { name = "create", cli = "create", group = "sandbox", about = "Make a new sandbox and start it.",
-    params = creation(), result = "info", errors = { "EEXIST", "ENOIMAGE", "EINVAL", "ENOSPC" },
+    params = creation(), result = "info", errors = { "EEXIST", "ENOIMAGE", "ENOPOLICY", "EINVAL", "ENOSPC" },
     example = "create agent-42 --type standard-1 --env LANG=C.UTF-8 --label team=a" },
   { name = "open", cli = "open", group = "sandbox", about = "Provision the sandbox when absent, resume it when there.",
-    params = creation(), result = "info, and `created`: whether it was made now", errors = { "ENOIMAGE", "EINVAL", "ENOSPC" },
+    params = creation(), result = "info, and `created`: whether it was made now", errors = { "ENOIMAGE", "ENOPOLICY", "EINVAL", "ENOSPC" },
     wakes = true, example = "open agent-42" },
   { name = "ls", cli = "ls", group = "sandbox", about = "List the sandboxes.",
     params = { { name = "labels", type = "map", flag = "--label", short = "-l", repeated = true, about = "only those with these labels, K=V" } },
@@ -154,6 +163,47 @@ verbs.list = {
     params = { { name = "image", type = "string", positional = 1, required = true, about = "the image" } },
     result = "true", errors = { "ENOIMAGE" }, example = "image rm alpine" },
 
+  -- egress
+  { name = "egress_set", cli = "egress set", group = "egress", about = "Replace a sandbox's egress policies.",
+    params = { sandbox_name(), { name = "policies", type = "policies", required = true, about = "the policies in order; none: deny_all" } },
+    result = "what egress show tells", errors = CHANGING, example = "egress set agent-42 allow_hosts hosts=example.com,*.example.org" },
+  { name = "egress_add", cli = "egress add", group = "egress", about = "Add an egress policy, or change the options of one that is there.",
+    params = { sandbox_name(), { name = "policies", type = "policies", required = true, about = "the policies" } },
+    result = "what egress show tells", errors = CHANGING, example = "egress add agent-42 github token=github repositories=me/project" },
+  { name = "egress_rm", cli = "egress rm", group = "egress", about = "Remove an egress policy; without any, everything is denied.",
+    params = { sandbox_name(), { name = "policy", type = "string", positional = 2, required = true, about = "the policy", most = 64 } },
+    result = "what egress show tells", errors = { "ENOSANDBOX", "ENOPOLICY", "ENOSPC" }, example = "egress rm agent-42 github" },
+  { name = "egress_show", cli = "egress show", group = "egress", about = "Tell a sandbox's egress policies and what they have decided.",
+    params = { sandbox_name() }, result = "policies, revision, state, process, counters", errors = { "ENOSANDBOX" }, example = "egress show agent-42" },
+  { name = "egress_log", cli = "egress log", group = "egress", about = "Show what egress decided, and why.",
+    params = { sandbox_name(),
+      { name = "after", type = "integer", about = "only entries whose `seq` is larger; without: the latest" },
+      { name = "limit", type = "integer", flag = "--limit", about = "at most so many", most = 2000, least = 1, default = 100 },
+      { name = "action", type = "string", about = "only those: allow, deny, passthrough, ...", most = 64 },
+      { name = "wait", type = "seconds", about = "wait so long for one when there is none", most = 60 } },
+    result = "list of entries, the oldest first", errors = { "ENOSANDBOX" }, example = "egress log agent-42 --denied" },
+  { name = "policy_ls", cli = "policy ls", group = "egress", about = "List the policies that have names.",
+    params = {}, result = "list of policies: name, about, path", errors = {}, example = "policy ls" },
+  { name = "policy_show", cli = "policy show", group = "egress", about = "Print a policy's text.",
+    params = { { name = "policy", type = "string", positional = 1, required = true, about = "the policy", most = 64 } },
+    result = "name, about, path, text", errors = { "ENOPOLICY", "EINVAL" }, example = "policy show github" },
+
+  -- secrets
+  { name = "secret_set", cli = "secret set", group = "egress", about = "Set a secret that egress policies use and no sandbox sees.",
+    params = { secret_name(),
+      { name = "value", type = "value", required = true, about = "its bytes" },
+      { name = "hosts", type = "list", flag = "--hosts", metavar = "HOST,...",
+        about = "where its placeholder is swapped for it: names, * globs; http:// before those without TLS" },
+      { name = "placeholder", type = "string", flag = "--placeholder", about = "what stands for it inside, instead of one made for it", most = 255 } },
+    result = "name, hosts, placeholder, created", errors = { "EINVAL", "EEXIST", "EPERM", "ENOKEY", "ENOSPC" },
+    example = "secret set github --hosts github.com,api.github.com --env GITHUB_TOKEN" },
+  { name = "secret_ls", cli = "secret ls", group = "egress", about = "List the secrets, never their values.",
+    params = {}, result = "list of secrets: name, hosts, placeholder, created, used", errors = {}, example = "secret ls" },
+  { name = "secret_rm", cli = "secret rm", group = "egress", about = "Remove a secret.",
+    params = { secret_name() }, result = "true", errors = { "ENOSECRET", "ENOSPC" }, example = "secret rm github" },
+  { name = "secret_placeholder", cli = "secret placeholder", group = "egress", about = "Print what stands for a secret inside a sandbox.",
+    params = { secret_name() }, result = "the placeholder", errors = { "ENOSECRET" }, example = "secret placeholder github" },
+
   -- the server
   { name = "shutdown", cli = "shutdown", group = "server", about = "End the server; sandboxes and their processes go on.",
     params = {}, result = "true", errors = {}, example = "shutdown" },
@@ -206,7 +256,40 @@ local function text(value)
   return type(value) == "string" and not value:find("\0", 1, true)
 end
 
+-- What a policy's option may be: JSON, not too deep.
+local function plain(value, depth)
+  local kind = type(value)
+  if kind ~= "table" then
+    return kind == "string" or kind == "boolean" or finite(value)
+  end
+  for key, item in pairs(value) do
+    if depth == 0 or type(key) ~= "string" and not whole(key) or not plain(item, depth - 1) then
+      return false
+    end
+  end
+  return true
+end
+
+local function is_policy(item)
+  return type(item) == "table" and text(item.name) and (item.text == nil or type(item.text) == "string")
+    and (item.options == nil or type(item.options) == "table" and plain(item.options, 6))
+end
+
 local checks = {
+  value = { function(v) return type(v) == "string" end, "a string" },
+  policies = { function(v)
+    if type(v) ~= "table" then
+      return false
+    end
+    local count = 0
+    for _, item in pairs(v) do
+      count = count + 1
+      if not is_policy(item) then
+        return false
+      end
+    end
+    return count == #v
+  end, "a list of policies, each with a name, options as plain data, and a text if it is not known by its name" },
   name = { verbs.valid_name, "1-63 of [a-z0-9-], starting with a letter or digit" },
   string = { text, "a string without NUL" },
   integer = { function(v) return whole(v) and v >= 0 end, "a whole number" },

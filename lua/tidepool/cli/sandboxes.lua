@@ -51,6 +51,7 @@ local function show_sandbox(info)
     { "disk", of(usage.disk, limits.disk, format.size) },
     { "labels", pairs_of(info.labels) },
     { "environment", pairs_of(info.env) },
+    { "egress", info.egress },
     { "not enforced", info.unenforced and table.concat(info.unenforced, "; ") },
   }
   local out = {}
@@ -106,6 +107,13 @@ end
 -- The default image is built when it turns out to be missing: not before the words make sense, nor for
 -- a sandbox that is there.
 local function provision(context, values, command)
+  for i, text in ipairs(values.egress or {}) do
+    local parsed, why, reason = require("tidepool.client.policy").parse(text)
+    if not parsed then
+      return context:fail(command.name .. ": option --egress: " .. why, reason)
+    end
+    values.egress[i] = parsed
+  end
   local result, message, code = context:call(command, values)
   if result == nil and code == "ENOIMAGE" and (values.image or "debian") == "debian" then
     local built

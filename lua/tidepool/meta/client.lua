@@ -15,6 +15,7 @@
 ---@field pids? integer most processes and threads, 4096 by default
 ---@field env? table<string, string> environment of every process
 ---@field labels? table<string, string>
+---@field egress? string|(string|table)[] policies in order, each a name, a file, or { name, option = value }; deny_all by default
 
 ---@class tidepool.ProcessOptions
 ---@field cwd? string "/workspace" by default
@@ -84,6 +85,46 @@
 ---@field pid? integer of its init, on the host (info only, as what follows)
 ---@field usage? { cpu_seconds: number?, memory: integer?, memory_peak: integer?, pids: integer?, disk: integer? }
 ---@field unenforced? string[] limits that this host can't enforce, and why
+---@field egress string the names of its policies
+
+---@class tidepool.EgressInfo
+---@field name string
+---@field policies { name: string, options: table, file: boolean }[] file: not one known by its name
+---@field revision integer grows with each change
+---@field state "served"|"refused"|"stopped" refused: no egress process serves it at the moment
+---@field problem? string why it is refused
+---@field process? { number: integer, pid: integer }
+---@field mode? "bpf"|"tproxy" how its connections are steered
+---@field counters { allowed: integer, denied: integer, bytes_sent: integer, bytes_received: integer, last: number? }
+
+---@class tidepool.AuditEntry
+---@field seq integer
+---@field time number moment
+---@field id integer of the sandbox
+---@field sandbox string
+---@field action string "allow", "deny", "passthrough", "redirect", "respond", "note"
+---@field hook? string where it was decided: "resolve", "connect", "request" ...
+---@field policy? string who decided
+---@field reason? string
+---@field protocol? string "tls", "http", "tcp", "dns"
+---@field host? string
+---@field address? string
+---@field port? integer
+---@field method? string
+---@field path? string without its query
+---@field status? integer
+---@field bytes_sent? integer
+---@field bytes_received? integer
+---@field seconds? number
+---@field count integer how often the same was denied in a row
+
+---@class tidepool.SecretInfo
+---@field name string
+---@field hosts string[] where its placeholder is swapped for it
+---@field placeholder string
+---@field created number moment
+---@field used? number moment
+---@field problem? string why its value can't be read
 
 ---@class tidepool.ServerInfo
 ---@field pid integer
@@ -96,6 +137,7 @@
 ---@field running integer
 ---@field cgroups "v2"|"hybrid"
 ---@field unenforced string[]
+---@field egress { number: integer, key: string?, sandboxes: integer, pid: integer?, problem: string? }[]
 
 ---@class tidepool.ImageInfo
 ---@field name string

@@ -1,7 +1,9 @@
 --- What each verb does in the server. A handler gets checked parameters and returns
 -- result, message, code, fds; what it declares is in tidepool.verbs.
 local async = require("tidepool.async")
+local egress = require("tidepool.server.egress")
 local images = require("tidepool.server.images")
+local policies = require("tidepool.server.policies")
 local processes = require("tidepool.server.processes")
 local sandboxes = require("tidepool.server.sandboxes")
 local spill = require("tidepool.server.spill")
@@ -288,6 +290,61 @@ end
 
 function handlers.image_rm(server, params)
   return images.remove(server, params)
+end
+
+handlers.egress_set = with(sandbox_of, function(sandbox, params)
+  return egress.set(sandbox, params.policies)
+end)
+
+handlers.egress_add = with(sandbox_of, function(sandbox, params)
+  return egress.add(sandbox, params.policies)
+end)
+
+handlers.egress_rm = with(sandbox_of, function(sandbox, params)
+  return egress.remove(sandbox, params.policy)
+end)
+
+handlers.egress_show = with(sandbox_of, egress.show)
+
+-- Also of a sandbox that is gone: that is when one asks what it did.
+function handlers.egress_log(server, params)
+  local sandbox = server.sandboxes[params.name]
+  if not sandbox and not server.audit:knows(params.name) then
+    return sandbox_of(server, params)
+  end
+  return server.audit:read({
+    id = sandbox and sandbox.id,
+    name = not sandbox and params.name or nil,
+    after = params.after,
+    limit = params.limit,
+    action = params.action,
+  }, params.wait)
+end
+
+function handlers.policy_ls(server)
+  return policies.list(server)
+end
+
+function handlers.policy_show(server, params)
+  return policies.show(server, params.policy)
+end
+
+function handlers.secret_set(server, params)
+  return server.secrets:set({
+    name = params.secret, value = params.value, hosts = params.hosts, placeholder = params.placeholder,
+  })
+end
+
+function handlers.secret_ls(server)
+  return server.secrets:list()
+end
+
+function handlers.secret_rm(server, params)
+  return server.secrets:remove(params.secret)
+end
+
+function handlers.secret_placeholder(server, params)
+  return server.secrets:placeholder(params.secret)
 end
 
 function handlers.shutdown(server)
