@@ -42,6 +42,9 @@ struct tp_scrub *tp_scrub_new(const struct tp_scrub_pattern *patterns, unsigned 
 struct tp_scrub *tp_scrub_retain(struct tp_scrub *scrub);
 void tp_scrub_release(struct tp_scrub *scrub); /* NULL is harmless */
 
+/* What it was made with. */
+unsigned tp_scrub_flags(const struct tp_scrub *scrub);
+
 /* Look through bytes[0..length): what was held of the piece before, then the next piece. The first
  * length - *held bytes are done and may go out; the last *held may begin a match: keep them as they
  * are and put them before the next piece. `last`: the stream ends here, hold nothing.

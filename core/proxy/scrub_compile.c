@@ -158,3 +158,7 @@ void tp_scrub_release(struct tp_scrub *scrub) {
 size_t tp_scrub_holds(const struct tp_scrub *scrub) {
   return scrub->longest ? scrub->longest * TP_SCRUB_ESCAPE : 0;
 }
+
+unsigned tp_scrub_flags(const struct tp_scrub *scrub) {
+  return scrub->flags;
+}

@@ -7,9 +7,13 @@ static const struct {
 } parts[] = {
     {"http", tp_open_http},
     {"hello", tp_open_hello},
+    {"dns", tp_open_dns},
     {"scrub", tp_open_scrub},
+    {"resolver", tp_open_resolver},
     {"tls", tp_open_tls},
     {"ca", tp_open_ca},
+    {"flow", tp_open_flow},
+    {"socket", tp_open_socket},
     {NULL, NULL},
 };
 

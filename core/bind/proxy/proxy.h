@@ -15,8 +15,13 @@ int tp_open_ca(lua_State *L);
 #define TP_SCRUB_TYPE "tidepool.Scrub"
 
 int tp_open_scrub(lua_State *L);
+int tp_open_resolver(lua_State *L);
 
 int tp_open_http(lua_State *L);
 int tp_open_hello(lua_State *L);
+int tp_open_dns(lua_State *L);
+
+int tp_open_flow(lua_State *L);
+int tp_open_socket(lua_State *L);
 
 #endif

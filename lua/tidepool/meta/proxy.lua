@@ -83,6 +83,54 @@ proxy.scrub = {}
 ---@return string? code "EINVAL", "ENOMEM"
 function proxy.scrub.new(secrets, mode) end
 
+---@class tidepool.Resolver Resolves names with given nameservers; opens no file. At most 1024 queries at once.
+local Resolver = {}
+
+--- A descriptor that is readable when `run` has answers or work.
+---@return integer
+function Resolver:number() end
+
+--- Seconds until `run` is due even if nothing is readable; nil when nothing is.
+---@return number?
+function Resolver:timeout() end
+
+--- Starts; `run` will tell the answer, of hosts and of addresses too. Asks for A and AAAA.
+---@param name string a host name or an IP address in its usual form (not 127.1, 0x7f000001 and the like)
+---@return integer? id
+---@return string? message
+---@return string? code "EINVAL" not a name, "EAGAIN" too many at once, "ENETUNREACH" no nameserver is known, "ENOMEM"
+function Resolver:query(name) end
+
+--- What has been answered: { id, addresses, ttl in seconds }, IPv4 first, or { id, nil, message, code }: "ENOENT" no such
+--- name, "ENODATA" no address, "ETIMEDOUT", "ECONNREFUSED", "EIO" the nameservers failed, "EBADMSG" nonsense came.
+---@return table[] answers
+function Resolver:run() end
+
+--- Gives up what runs. Closing twice is harmless.
+function Resolver:close() end
+
+proxy.resolver = {}
+
+---@class tidepool.ResolverOptions
+---@field servers? string[] "address", "address:port" or "[address]:port"; at most 8 are used
+---@field hosts? table<string, string[]> names that are answered from here
+---@field timeout? number seconds for a nameserver's first try, 2; later tries get more
+---@field tries? integer 3
+
+---@param options tidepool.ResolverOptions
+---@return tidepool.Resolver? resolver
+---@return string? message
+---@return string? code "EINVAL" an address is none, "EMFILE", "ENOMEM"
+function proxy.resolver.new(options) end
+
+--- What kind of place an IP address is. An IPv6 address that carries an IPv4 one (mapped, compatible, NAT64, 6to4, Teredo)
+--- is of that one's kind.
+---@param address string
+---@return "public"|"private"|"loopback"|"link-local"|"metadata"|"multicast"|"unspecified"|"reserved"|"documentation"|nil kind
+---@return string? message
+---@return string? code "EINVAL"
+function proxy.resolver.classify(address) end
+
 ---@class tidepool.Trust Root certificates, with the sessions and verdicts learnt under them.
 ---@class tidepool.Identity A certificate for one host with its key, signed by a sandbox's CA.
 local Identity = {}
@@ -200,5 +248,222 @@ proxy.hello = {}
 ---@return string? more_or_message "more" when it is not complete yet
 ---@return string? code "EBADMSG": no hello, or a malformed one
 function proxy.hello.parse(bytes) end
+
+-- flow: connections and what is done on them -------------------------------------------------------
+
+---@class tidepool.Flow Operations return 0 and their results when they ended at once, else a token; flow:run() tells what the token's operation ended with. lua/tidepool/egress/flow.lua waits for them.
+local Flow = {}
+
+--- A descriptor that is readable while there is something to do.
+---@return integer
+function Flow:number() end
+
+--- Does what can be done now, for some milliseconds at most.
+---@return { [integer]: any, n: integer }[] ended each { token, results... }, n counting all; at most 256
+function Flow:run() end
+
+--- Ends an operation: nil, "cancelled", "ECANCELED".
+---@param token integer
+---@return boolean cancelled false: it has ended already, and run has told how or will
+function Flow:cancel(token) end
+
+--- Takes a connected stream socket over.
+---@param fd tidepool.Fd|integer
+---@return tidepool.Conn? conn
+---@return string? message
+---@return string? code
+function Flow:adopt(fd) end
+
+---@param address string an IPv4 or IPv6 literal
+---@param port integer
+---@param timeout? number seconds
+---@return tidepool.Conn? conn
+---@return integer|string token_or_message 0 and the results when it ended at once
+---@return any ... "EINVAL" (no literal), "EMFILE", "ENETUNREACH", later "ECONNREFUSED", "ETIMEDOUT"
+function Flow:connect(address, port, timeout) end
+
+--- Moves the body that `from`'s last head announced into `to`, with back pressure and in constant
+--- memory; what has come is never kept waiting. Reads `from` and writes `to`.
+--- Results: bytes, trailers or nil, tail or nil, id of what was masked or nil |
+--- nil, message, code, "read"|"write", bytes, id. "EBADMSG": cut off or broken; "EILSEQ": a detecting scrub found `id`.
+---@param from tidepool.Conn
+---@param to tidepool.Conn
+---@param options { framing: "length"|"chunked"|"none"|"eof", scrub?: tidepool.Scrub, tail?: integer } framing of what is written ("none": dropped); tail: how many of the last bytes to return
+---@param timeout? number seconds without progress
+---@return integer token
+---@return any ...
+function Flow:pump(from, to, options, timeout) end
+
+--- Moves everything both ways until both have ended; half-closes pass between plain sockets.
+--- Results: bytes of a, bytes of b | nil, message, code, bytes of a, bytes of b.
+---@param a tidepool.Conn
+---@param b tidepool.Conn
+---@param idle_timeout? number seconds without progress
+---@return integer token
+---@return any ...
+function Flow:relay(a, b, idle_timeout) end
+
+--- Closes every connection at once; twice is harmless.
+function Flow:close() end
+
+---@class tidepool.Conn A connection, closed when collected. One operation reads it and one writes it at a time; another raises.
+local Conn = {}
+
+--- What the peer speaks; its bytes stay unread. Results: "tls", hello | "http", first line |
+--- "h2", bytes | "other", bytes | "silent" | nil, message, "EOF"
+---@param timeout? number seconds; then "silent", or "other" when something incomplete came
+---@return integer token
+---@return any ...
+function Conn:peek(timeout) end
+
+---@param identity tidepool.Identity
+---@param timeout? number seconds
+---@return integer token
+---@return any ... true | nil, message, code: "EPROTONOSUPPORT", "EPROTO", "ECONNRESET", "ETIMEDOUT", "EISCONN"
+function Conn:accept_tls(identity, timeout) end
+
+---@param trust tidepool.Trust
+---@param host string a DNS name or an address, which the certificate must be for
+---@param timeout? number seconds
+---@return integer token
+---@return any ... true | nil, message, code: "EKEYEXPIRED", "ENOKEY", "EKEYREJECTED" and accept_tls's
+function Conn:connect_tls(trust, host, timeout) end
+
+---@param side "request"|"response" the same for all heads of a connection
+---@param timeout? number seconds, for the whole head
+---@param method? string of the request that a response answers
+---@return integer token
+---@return any ... tidepool.HttpHead | nil, message, code: "EOF" (closed between messages), "EBADMSG", "EMSGSIZE", "ECONNRESET", "EINVAL" (the last body is unread)
+function Conn:read_head(side, timeout, method) end
+
+--- The whole body that the last head announced.
+---@param limit integer bytes, up to 1 GiB
+---@param timeout? number seconds without progress
+---@return integer token
+---@return any ... string | nil, message, code: "EMSGSIZE" (close the connection then), "EBADMSG"
+function Conn:read_body(limit, timeout) end
+
+--- Ends when the kernel has all of it.
+---@param bytes string
+---@param timeout? number seconds without progress
+---@return integer token
+---@return any ... true | nil, message, code: "EPIPE", "ECONNRESET"
+function Conn:write(bytes, timeout) end
+
+--- Ends when the peer closes (true) or says something ("data"), while nobody reads.
+---@return integer token
+---@return any ...
+function Conn:watch_close() end
+
+--- Queues a fatal TLS alert in plain, for a peer whose hello was only peeked at.
+---@param number integer 49 access_denied, 70 protocol_version ...
+---@return true? ok
+---@return string? message
+---@return string? code
+function Conn:alert(number) end
+
+--- Sends what is queued and the end, then closes; in the background, at most 5 s. Its operations end with "ECANCELED".
+function Conn:close() end
+
+--- Closes at once; a TCP peer sees a reset.
+function Conn:reset() end
+
+---@return { read: integer, written: integer } bytes on the socket
+function Conn:stats() end
+
+---@return integer? number nothing when closed
+function Conn:fd() end
+
+---@return boolean
+function Conn:is_open() end
+
+---@return { alpn?: string, suite?: string }? nothing without TLS
+function Conn:tls() end
+
+proxy.flow = {}
+
+---@return tidepool.Flow? flow
+---@return string? message
+---@return string? code "EMFILE"
+function proxy.flow.new() end
+
+-- socket: what was steered here --------------------------------------------------------------------
+
+proxy.socket = {}
+
+--- The next connection of a listener: address and port are what the client asked for ("" and 0 for a
+--- unix socket). Non-blocking, close-on-exec.
+---@param listener tidepool.Fd|integer
+---@return tidepool.Fd? fd
+---@return { address: string, port: integer, peer_address: string, peer_port: integer }|string endpoints_or_message
+---@return string? code "EAGAIN" (none waits), "EMFILE" (stop watching for a while), "ECONNABORTED"
+function proxy.socket.accept(listener) end
+
+--- Has the kernel tell which address each datagram was sent to; before the first receive.
+---@param fd tidepool.Fd|integer
+---@return true? ok
+---@return string? message
+---@return string? code
+function proxy.socket.want_address(fd) end
+
+--- One datagram, of at most 4096 bytes.
+---@param fd tidepool.Fd|integer
+---@return string? bytes
+---@return string from_or_message for proxy.socket.send, and good for nothing else
+---@return string? code "EAGAIN"
+function proxy.socket.receive(fd) end
+
+--- Answers a datagram, from the address that it was sent to.
+---@param fd tidepool.Fd|integer
+---@param bytes string
+---@param from string
+---@return true? ok
+---@return string? message
+---@return string? code "EAGAIN"
+function proxy.socket.send(fd, bytes, from) end
+
+-- dns: queries and the answers to them -------------------------------------------------------------
+
+---@class tidepool.proxy.dns
+proxy.dns = {}
+
+---@class tidepool.DnsQuery
+---@field id integer
+---@field opcode integer
+---@field rd boolean            recursion is desired
+---@field rcode? string         the only thing to answer with: "NOTIMP", "BADVERS", "FORMERR"
+---@field name? string          lower case, no last dot; "." for the root; absent with "NOTIMP". Bytes that no host
+--- name has are written \DDD, and the rcode is "FORMERR" then
+---@field type? string          "A", "AAAA", "PTR", "HTTPS" ..., or "TYPE" and its number
+---@field class? string         "IN", or "CLASS" and its number
+---@field edns_size? integer    bytes that the asker takes over UDP, at least 512; absent without EDNS
+
+--- Reads a query (over TCP: without the two bytes of length).
+---@param bytes string
+---@return tidepool.DnsQuery? query
+---@return string? message
+---@return string? code "EBADMSG": answer "FORMERR", if dns.answer finds anything to answer
+function proxy.dns.parse(bytes) end
+
+---@class tidepool.DnsRecord
+---@field type "A"|"AAAA"|"PTR"
+---@field ttl? integer          seconds
+---@field address? string       of A and AAAA
+---@field name? string          of PTR
+
+---@class tidepool.DnsReply
+---@field rcode "NOERROR"|"FORMERR"|"SERVFAIL"|"NXDOMAIN"|"NOTIMP"|"REFUSED"|"BADVERS"
+---@field records? tidepool.DnsRecord[] at most 32, of the name that was asked for
+---@field soa? boolean          let a negative answer be remembered
+---@field negative_ttl? integer seconds that it may be, 5 when left out
+
+--- Writes the answer to a query, which may be malformed. What does not fit sends the asker to TCP.
+---@param query string
+---@param reply tidepool.DnsReply
+---@param max_bytes integer at least 512
+---@return string? bytes
+---@return string? message
+---@return string? code "EBADMSG": no answer is possible, "EMSGSIZE": max_bytes is too small
+function proxy.dns.answer(query, reply, max_bytes) end
 
 return proxy
