@@ -72,7 +72,7 @@ static int attach(int made[MADE], struct tp_error *err) {
 /* With the calling thread in the sandbox's namespace. */
 static int make(enum tp_steer_mode mode, int made[MADE], struct tp_error *err) {
   bool ipv6;
-  if (tp_steer_network(&ipv6, err) < 0 || tp_steer_sockets(mode, ipv6, made, err) < 0)
+  if (tp_steer_network(&ipv6, err) < 0 || tp_steer_sockets(ipv6, made, err) < 0)
     return -1;
   return mode == TP_STEER_BPF ? attach(made, err) : 0;
 }

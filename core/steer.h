@@ -8,7 +8,7 @@
  *   bpf     an SK_LOOKUP program on the namespace and a sockmap of the four sockets. Shut: the map is
  *           empty, and the program refuses.
  *   tproxy  transparent sockets, and rules that the server puts in by `nft` before anything runs
- *           inside. Shut: the sockets don't listen, and the rules refuse. */
+ *           inside. Shut: the sockets aren't transparent, and the rules refuse. */
 #ifndef TP_STEER_H
 #define TP_STEER_H
 
@@ -60,8 +60,7 @@ int tp_steer_clear(int map, struct tp_error *err);
 /* lo up, the sandbox's addresses, the routes, no answer to pings. What is there already is fine.
  * *ipv6 tells whether the namespace has that. */
 int tp_steer_network(bool *ipv6, struct tp_error *err);
-/* The four sockets; nothing reaches them yet. All -1 on failure. */
-int tp_steer_sockets(enum tp_steer_mode mode, bool ipv6, int sockets[TP_STEER_SOCKETS],
-                     struct tp_error *err);
+/* The four sockets; nothing reaches them yet. The caller owns those that are not -1, also on failure. */
+int tp_steer_sockets(bool ipv6, int sockets[TP_STEER_SOCKETS], struct tp_error *err);
 
 #endif

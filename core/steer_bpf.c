@@ -191,9 +191,13 @@ int tp_steer_fill(int map, const int sockets[TP_STEER_SOCKETS], struct tp_error 
 
 int tp_steer_clear(int map, struct tp_error *err) {
   for (uint32_t key = 0; key < TP_STEER_SOCKETS; key++) {
-    union bpf_attr attr = {.map_fd = (uint32_t)map, .key = (uintptr_t)&key};
-    /* EINVAL is what a sockmap says of a key without a socket. */
-    if (bpf(BPF_MAP_DELETE_ELEM, &attr) < 0 && errno != EINVAL && errno != ENOENT)
+    uint64_t cookie;
+    union bpf_attr attr = {
+        .map_fd = (uint32_t)map, .key = (uintptr_t)&key, .value = (uintptr_t)&cookie};
+    /* Looked up first: deleting says EINVAL of a key without a socket, as of what is no map. */
+    bool gone = bpf(BPF_MAP_LOOKUP_ELEM, &attr) < 0 && errno == ENOENT;
+    attr.value = 0;
+    if (!gone && bpf(BPF_MAP_DELETE_ELEM, &attr) < 0)
       return tp_fail(err, errno, "take socket %u out of the map", (unsigned)key);
   }
   return 0;

@@ -139,6 +139,14 @@ int tp_steer_network(bool *ipv6, struct tp_error *err) {
 
 /* --- the sockets --------------------------------------------------------------------------------- */
 
+static bool is_stream(int i) {
+  return i == TP_STEER_TCP4 || i == TP_STEER_TCP6;
+}
+
+static bool is_ipv4(int i) {
+  return i == TP_STEER_TCP4 || i == TP_STEER_UDP4;
+}
+
 static int enable(int fd, int level, int option) {
   int one = 1;
   return setsockopt(fd, level, option, &one, sizeof one);
@@ -146,99 +154,66 @@ static int enable(int fd, int level, int option) {
 
 /* Free bind, since the address is none of the namespace's own. What is accepted inherits the shared
  * bind: without it a connection to some port 80 outside would keep servers inside from theirs. */
-static int bind_socket(int fd, int family, int type, enum tp_steer_mode mode) {
-  bool v4 = family == AF_INET;
+static int bind_socket(int fd, int i) {
+  bool v4 = is_ipv4(i);
+  int level = v4 ? IPPROTO_IP : IPPROTO_IPV6;
   if (enable(fd, SOL_SOCKET, SO_REUSEADDR) < 0 ||
-      enable(fd, v4 ? IPPROTO_IP : IPPROTO_IPV6, v4 ? IP_FREEBIND : IPV6_FREEBIND) < 0)
-    return -1;
-  if (!v4 && enable(fd, IPPROTO_IPV6, IPV6_V6ONLY) < 0)
-    return -1;
-  if (type == SOCK_DGRAM && enable(fd, v4 ? IPPROTO_IP : IPPROTO_IPV6,
-                                   v4 ? IP_PKTINFO : IPV6_RECVPKTINFO) < 0)
-    return -1;
-  if (mode == TP_STEER_TPROXY && enable(fd, v4 ? IPPROTO_IP : IPPROTO_IPV6,
-                                        v4 ? IP_TRANSPARENT : IPV6_TRANSPARENT) < 0)
+      enable(fd, level, v4 ? IP_FREEBIND : IPV6_FREEBIND) < 0 ||
+      (!v4 && enable(fd, level, IPV6_V6ONLY) < 0) ||
+      (!is_stream(i) && enable(fd, level, v4 ? IP_PKTINFO : IPV6_RECVPKTINFO) < 0))
     return -1;
 
-  in_port_t port = htons(type == SOCK_STREAM ? TP_STEER_PORT : TP_STEER_DNS);
+  in_port_t port = htons(is_stream(i) ? TP_STEER_PORT : TP_STEER_DNS);
   struct sockaddr_in in4 = {.sin_family = AF_INET, .sin_port = port};
   struct sockaddr_in6 in6 = {.sin6_family = AF_INET6, .sin6_port = port};
-  in4.sin_addr.s_addr = htonl(0xc0000201);               /* 192.0.2.1 */
+  in4.sin_addr.s_addr = htonl(0xc0000201);                     /* 192.0.2.1 */
   in6.sin6_addr = (struct in6_addr){.s6_addr = {1, [15] = 1}}; /* 100::1 */
   return v4 ? bind(fd, (struct sockaddr *)&in4, sizeof in4)
             : bind(fd, (struct sockaddr *)&in6, sizeof in6);
 }
 
-/* A datagram socket of mode tproxy that is shut has a peer that nobody is, so that look-ups miss it. */
-static int seclude(int fd) {
-  struct sockaddr_storage name = {0};
-  socklen_t length = sizeof name;
-  return getsockname(fd, (struct sockaddr *)&name, &length) < 0
-             ? -1
-             : connect(fd, (struct sockaddr *)&name, length);
-}
-
-static int make_socket(int i, enum tp_steer_mode mode) {
-  int family = i == TP_STEER_TCP4 || i == TP_STEER_UDP4 ? AF_INET : AF_INET6;
-  int type = i == TP_STEER_TCP4 || i == TP_STEER_TCP6 ? SOCK_STREAM : SOCK_DGRAM;
-  TP_CLOSE int fd = socket(family, type | SOCK_NONBLOCK | SOCK_CLOEXEC, 0);
-  if (fd < 0 || bind_socket(fd, family, type, mode) < 0)
-    return -1;
-  /* The port is ours from the start; under tproxy whoever listens there is served. */
-  if (mode == TP_STEER_BPF ? type == SOCK_STREAM && listen(fd, BACKLOG) < 0
-                           : type == SOCK_DGRAM && seclude(fd) < 0)
+/* Listens from the start, so that the port is nobody else's. */
+static int make_socket(int i) {
+  int type = (is_stream(i) ? SOCK_STREAM : SOCK_DGRAM) | SOCK_NONBLOCK | SOCK_CLOEXEC;
+  TP_CLOSE int fd = socket(is_ipv4(i) ? AF_INET : AF_INET6, type, 0);
+  if (fd < 0 || bind_socket(fd, i) < 0 || (is_stream(i) && listen(fd, BACKLOG) < 0))
     return -1;
   return tp_take_fd(&fd);
 }
 
-int tp_steer_sockets(enum tp_steer_mode mode, bool ipv6, int sockets[TP_STEER_SOCKETS],
-                     struct tp_error *err) {
-  for (int i = 0; i < TP_STEER_SOCKETS; i++)
-    sockets[i] = -1;
+int tp_steer_sockets(bool ipv6, int sockets[TP_STEER_SOCKETS], struct tp_error *err) {
   for (int i = 0; i < TP_STEER_SOCKETS; i++) {
-    if (!ipv6 && (i == TP_STEER_TCP6 || i == TP_STEER_UDP6))
+    sockets[i] = -1;
+    if (!ipv6 && !is_ipv4(i))
       continue;
-    sockets[i] = make_socket(i, mode);
-    if (sockets[i] >= 0)
-      continue;
-    int code = errno;
-    for (int k = 0; k < i; k++) {
-      tp_scope_close(&sockets[k]);
-      sockets[k] = -1;
-    }
-    return tp_fail(err, code, "make steering socket %d", i);
+    sockets[i] = make_socket(i);
+    if (sockets[i] < 0)
+      return tp_fail(err, errno, "make steering socket %d", i);
   }
   return 0;
 }
 
 /* --- open and shut ------------------------------------------------------------------------------- */
 
-static bool is_stream(int i) {
-  return i == TP_STEER_TCP4 || i == TP_STEER_TCP6;
-}
-
-static int reveal(int fd) {
-  struct sockaddr nobody = {.sa_family = AF_UNSPEC};
-  return connect(fd, &nobody, sizeof nobody);
+/* The rules of mode tproxy pass over a socket that isn't transparent. */
+static int set_transparent(int fd, int i, int on) {
+  return is_ipv4(i) ? setsockopt(fd, IPPROTO_IP, IP_TRANSPARENT, &on, sizeof on)
+                    : setsockopt(fd, IPPROTO_IPV6, IPV6_TRANSPARENT, &on, sizeof on);
 }
 
 int tp_steer_open(enum tp_steer_mode mode, int map, const int sockets[TP_STEER_SOCKETS],
                   struct tp_error *err) {
-  for (int i = 0; i < TP_STEER_SOCKETS; i++) {
-    if (sockets[i] < 0)
-      continue;
-    if (is_stream(i) ? listen(sockets[i], BACKLOG) < 0
-                     : mode == TP_STEER_TPROXY && reveal(sockets[i]) < 0)
+  if (mode == TP_STEER_BPF)
+    return tp_steer_fill(map, sockets, err);
+  for (int i = 0; i < TP_STEER_SOCKETS; i++)
+    if (sockets[i] >= 0 && set_transparent(sockets[i], i, 1) < 0)
       return tp_fail(err, errno, "open steering socket %d", i);
-  }
-  return mode == TP_STEER_BPF ? tp_steer_fill(map, sockets, err) : 0;
+  return 0;
 }
 
 /* A listener that is shut down drops its queue and keeps its address. */
-static int drop_queue(int fd, enum tp_steer_mode mode) {
-  if (shutdown(fd, SHUT_RD) < 0 && errno != ENOTCONN)
-    return -1;
-  return mode == TP_STEER_BPF ? listen(fd, BACKLOG) : 0;
+static int drop_queue(int fd) {
+  return shutdown(fd, SHUT_RD) < 0 && errno != ENOTCONN ? -1 : listen(fd, BACKLOG);
 }
 
 int tp_steer_shut(enum tp_steer_mode mode, int map, const int sockets[TP_STEER_SOCKETS],
@@ -246,10 +221,11 @@ int tp_steer_shut(enum tp_steer_mode mode, int map, const int sockets[TP_STEER_S
   if (mode == TP_STEER_BPF && tp_steer_clear(map, err) < 0)
     return -1;
   for (int i = 0; i < TP_STEER_SOCKETS; i++) {
-    if (sockets[i] < 0)
+    int fd = sockets[i];
+    if (fd < 0)
       continue;
-    if (is_stream(i) ? drop_queue(sockets[i], mode) < 0
-                     : mode == TP_STEER_TPROXY && seclude(sockets[i]) < 0)
+    if ((mode == TP_STEER_TPROXY && set_transparent(fd, i, 0) < 0) ||
+        (is_stream(i) && drop_queue(fd) < 0))
       return tp_fail(err, errno, "shut steering socket %d", i);
   }
   return 0;

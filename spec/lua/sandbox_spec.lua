@@ -177,7 +177,7 @@ describe("a sandbox's machine", function()
       links[#links + 1] = link
     end
     assert.same({ "lo" }, links)
-    assert.is_true(box:exec("ping -c 1 -W 1 127.0.0.1", { user = "root" }).exit_code == 0)
+    assert.equal("0x9\n", box:exec("cat /sys/class/net/lo/flags").stdout) -- IFF_UP, IFF_LOOPBACK
   end)
 
   it("has no more memory than its limit", function()

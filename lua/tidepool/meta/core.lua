@@ -365,7 +365,7 @@ function core.steer.probe() end
 ---@param mode? "bpf"|"tproxy" "bpf" when left out
 ---@return true? done
 ---@return string? message
----@return string? code "EADDRINUSE" (tproxy: somebody inside took the port while it was shut), "EBADF"
+---@return string? code "EBADF", "EINVAL", "EPERM"
 function core.steer.open(map, sockets, mode) end
 
 --- From now on connections are refused, and those that nobody has accepted are reset.
