@@ -63,19 +63,6 @@ local function address_inside(box)
   return assert(address, "no address inside for " .. HOST .. ": " .. result.stdout .. result.stderr)
 end
 
--- The process that serves the sandbox: the one that holds its listeners.
-local function find_egress(run)
-  for _, pid in ipairs(machine.names("/proc")) do
-    local command = pid:match("^%d+$") and machine.read("/proc/" .. pid .. "/cmdline")
-    local environ = command and command:find("tidepool/egress/main.lua", 1, true)
-      and machine.read("/proc/" .. pid .. "/environ")
-    if environ and (environ:find(run, 1, true) or environ == "") then
-      return tonumber(pid)
-    end
-  end
-  error("no egress process runs")
-end
-
 --- Sets all up. context: as bench gives it.
 function scene.new(context)
   local self = setmetatable({ context = context, endings = {}, directory = make_directory(context.directory) }, Scene)
@@ -98,7 +85,7 @@ function scene.new(context)
   self.box = assert(context.sandbox.create("egress", options))
   self.defer(function() self.box:destroy() end)
   self.pid = assert(self.box:info()).pid
-  self.egress = find_egress(require("tidepool.paths").run())
+  self.egress = assert(self.box:egress_show()).process.pid
   self.hosts = { direct = hosts_file(self, "direct", "127.0.0.1"), ours = hosts_file(self, "ours", address_inside(self.box)) }
   self.hosts.mitmproxy = self.hosts.direct
   self.ports = { direct = self.nginx.port, ours = 443 }
