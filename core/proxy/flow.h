@@ -31,6 +31,7 @@ enum tp_op_kind {
   TP_OP_TLS,
   TP_OP_HEAD,
   TP_OP_BODY,
+  TP_OP_READ,
   TP_OP_WRITE,
   TP_OP_PUMP,
   TP_OP_RELAY,
@@ -51,7 +52,7 @@ struct tp_op {
 
   enum tp_peek peek;               /* TP_OP_PEEK, with the hello or the first bytes */
   struct tp_hello *hello;
-  char *bytes;                     /* TP_OP_PEEK, TP_OP_BODY; TP_OP_WRITE: what is to be sent */
+  char *bytes;                     /* TP_OP_PEEK, TP_OP_BODY, TP_OP_READ; TP_OP_WRITE: what is to be sent */
   size_t length;
   const struct tp_http_head *head; /* TP_OP_HEAD; until the operation is freed */
   bool data;                       /* TP_OP_WATCH: something came, it was not the end */
@@ -63,9 +64,10 @@ struct tp_op {
   struct tp_conn *from, *to;       /* whom it reads and whom it writes; counted references */
   int (*step)(struct tp_op *op);
   uint64_t limit, deadline;        /* ms; limit 0: none */
+  uint64_t wake_at, tick;          /* ms, 0: never; which tick of the timers it waits for */
   struct tp_op *next_queued, *previous_queued, *next_done;
   struct tp_op *next_timed, **timed_by;
-  bool queued, timed, half_done[2];
+  bool queued, timed, woken, half_done[2];
   size_t offset, size;             /* TP_OP_WRITE: sent of bytes; TP_OP_BODY: allocated */
   uint64_t most;                   /* TP_OP_BODY */
 };
@@ -114,19 +116,21 @@ struct tp_op *tp_conn_read_head(struct tp_conn *conn, enum tp_http_side side, co
                                 uint64_t limit);
 struct tp_op *tp_conn_read_body(struct tp_conn *conn, uint64_t most, uint64_t limit);
 struct tp_op *tp_conn_write(struct tp_conn *conn, const char *bytes, size_t length, uint64_t limit);
-struct tp_op *tp_conn_watch(struct tp_conn *conn);
-struct tp_op *tp_flow_relay(struct tp_conn *a, struct tp_conn *b, uint64_t limit);
+struct tp_op *tp_conn_read(struct tp_conn *conn, size_t most, uint64_t limit);
+struct tp_op *tp_conn_watch(struct tp_conn *conn, uint64_t limit);
+/* `scrub`, or NULL, looks at what goes from b to a. */
+struct tp_op *tp_flow_relay(struct tp_conn *a, struct tp_conn *b, struct tp_scrub *scrub,
+                            uint64_t limit);
 
 enum tp_framing { TP_FRAME_LENGTH, TP_FRAME_CHUNKED, TP_FRAME_NONE, TP_FRAME_EOF };
 
 struct tp_pump_options {
   enum tp_framing framing; /* of what is written. LENGTH and EOF: the bytes as they are; NONE: dropped */
-  struct tp_scrub *scrub;  /* or NULL */
-  bool detect;             /* what the scrub finds ends the pump with EILSEQ */
+  struct tp_scrub *scrub;  /* or NULL. What one finds that only detects ends the pump with EILSEQ */
   size_t tail;             /* so many of the last bytes are kept for the caller */
 };
 
-/* What a pump has to tell beside op->moved. */
+/* What a pump has to tell beside op->moved. A relay with a scrub has one too. */
 struct tp_pump {
   struct tp_pump_options options;
   const struct tp_http_header *trailers; /* until the operation is freed */

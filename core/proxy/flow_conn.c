@@ -133,6 +133,18 @@ static int fill_address(const char *text, unsigned port, struct sockaddr_storage
   return tp_fail(err, EINVAL, "not an IP address: %.64s", text);
 }
 
+/* A relay may have no time limit, and a host may vanish without a word. */
+static void keep_alive(int fd) {
+  static const struct {
+    int level, name, value;
+  } options[] = {{SOL_SOCKET, SO_KEEPALIVE, 1},
+                 {IPPROTO_TCP, TCP_KEEPIDLE, 60},
+                 {IPPROTO_TCP, TCP_KEEPINTVL, 20},
+                 {IPPROTO_TCP, TCP_KEEPCNT, 4}};
+  for (unsigned i = 0; i < sizeof options / sizeof *options; i++)
+    setsockopt(fd, options[i].level, options[i].name, &options[i].value, sizeof(int));
+}
+
 static int open_socket(struct tp_conn *conn, const char *text, unsigned port,
                        struct tp_error *err) {
   struct sockaddr_storage address;
@@ -142,6 +154,7 @@ static int open_socket(struct tp_conn *conn, const char *text, unsigned port,
   conn->fd = socket(address.ss_family, SOCK_STREAM | SOCK_NONBLOCK | SOCK_CLOEXEC, 0);
   if (conn->fd < 0)
     return tp_fail(err, errno, "make socket");
+  keep_alive(conn->fd);
   if (connect(conn->fd, (struct sockaddr *)&address, size) < 0 && errno != EINPROGRESS)
     return tp_fail(err, errno, "connect");
   /* Not before: one that isn't connected counts as hung up. */

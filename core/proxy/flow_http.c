@@ -168,6 +168,33 @@ struct tp_op *tp_conn_write(struct tp_conn *conn, const char *bytes, size_t leng
   return op;
 }
 
+static int step_read(struct tp_op *op) {
+  char *bytes;
+  size_t length;
+  enum tp_io io = tp_conn_view(op->from, &bytes, &length, &op->err);
+  if (io == TP_IO_BLOCKED)
+    return TP_STEP_WAIT;
+  if (io == TP_IO_ENDED)
+    return tp_op_eof(op, "closed");
+  if (io == TP_IO_FAILED)
+    return tp_op_failed(op);
+  op->length = length < op->most ? length : op->most;
+  op->bytes = malloc(op->length);
+  if (!op->bytes)
+    return tp_op_fail(op, ENOMEM, "read");
+  memcpy(op->bytes, bytes, op->length);
+  tp_conn_consume(op->from, op->length);
+  return TP_STEP_DONE;
+}
+
+struct tp_op *tp_conn_read(struct tp_conn *conn, size_t most, uint64_t limit) {
+  struct tp_op *op = tp_op_new(TP_OP_READ, conn, NULL, step_read, limit);
+  if (!op)
+    return NULL;
+  op->most = most;
+  return tp_op_begin(op);
+}
+
 static int step_watch(struct tp_op *op) {
   char *bytes;
   size_t length;
@@ -178,7 +205,7 @@ static int step_watch(struct tp_op *op) {
   return io == TP_IO_FAILED ? tp_op_failed(op) : TP_STEP_DONE;
 }
 
-struct tp_op *tp_conn_watch(struct tp_conn *conn) {
-  struct tp_op *op = tp_op_new(TP_OP_WATCH, conn, NULL, step_watch, 0);
+struct tp_op *tp_conn_watch(struct tp_conn *conn, uint64_t limit) {
+  struct tp_op *op = tp_op_new(TP_OP_WATCH, conn, NULL, step_watch, limit);
   return op ? tp_op_begin(op) : NULL;
 }

@@ -121,19 +121,25 @@ static void untime(struct tp_op *op) {
     op->next_timed->timed_by = op->timed_by;
 }
 
-/* The wheel holds when to look, op->deadline when to end: progress only moves the latter. */
-static uint64_t set_time(struct tp_flow *flow, struct tp_op *op) {
-  uint64_t tick = op->deadline / TP_TICK + 1;
-  if (tick <= flow->tick)
-    tick = flow->tick + 1;
-  struct tp_op **list = &flow->wheel[tick % TP_TICKS];
+/* The wheel holds when to look, at the earliest; progress only moves op->deadline. */
+void tp_op_time(struct tp_op *op) {
+  struct tp_flow *flow = flow_of(op);
+  uint64_t due = op->limit ? op->deadline : UINT64_MAX;
+  if (op->wake_at && op->wake_at < due)
+    due = op->wake_at;
+  uint64_t tick = due / TP_TICK + 1;
+  if (due == UINT64_MAX || (op->timed && op->tick <= tick))
+    return;
+  untime(op);
+  op->tick = tick > flow->tick ? tick : flow->tick + 1;
+  struct tp_op **list = &flow->wheel[op->tick % TP_TICKS];
   op->next_timed = *list;
   op->timed_by = list;
   if (op->next_timed)
     op->next_timed->timed_by = &op->next_timed;
   *list = op;
   op->timed = true;
-  return tick;
+  tp_flow_arm(flow, op->tick);
 }
 
 void tp_op_progress(struct tp_op *op) {
@@ -182,8 +188,7 @@ struct tp_op *tp_op_begin(struct tp_op *op) {
     finish(op);
     return closing ? NULL : op;
   }
-  if (op->limit)
-    tp_flow_arm(flow, set_time(flow, op));
+  tp_op_time(op);
   if (what == TP_STEP_AGAIN) {
     tp_op_enqueue(op);
     tp_flow_wake(flow);
@@ -270,10 +275,15 @@ static void expire_slot(struct tp_flow *flow, struct tp_op **list) {
   while (rest) {
     struct tp_op *op = rest;
     untime(op);
-    if (op->deadline > flow->now)
-      set_time(flow, op);
-    else
+    if (op->wake_at && op->wake_at <= flow->now) {
+      op->wake_at = 0;
+      op->woken = true;
+      tp_op_enqueue(op);
+    }
+    if (op->limit && op->deadline <= flow->now)
       time_out(op);
+    else
+      tp_op_time(op);
   }
 }
 

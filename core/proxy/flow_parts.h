@@ -14,7 +14,8 @@ enum {
   TP_RUN_MICROSECONDS = 2000, /* what one run may take */
   TP_TICK = 100,              /* ms, the timers' grain */
   TP_TICKS = 512,
-  TP_CLOSE_LIMIT = 5000 /* ms */
+  TP_CLOSE_LIMIT = 5000,      /* ms */
+  TP_SCRUB_PIECE = 16 << 10
 };
 
 struct tp_chunk {
@@ -83,6 +84,8 @@ struct tp_op *tp_op_begin(struct tp_op *op);
 void tp_op_enqueue(struct tp_op *op);
 void tp_op_step(struct tp_op *op);
 void tp_op_progress(struct tp_op *op);
+/* Have the timer look at it in time for its deadline and its wake_at, at which op->woken is set. */
+void tp_op_time(struct tp_op *op);
 int tp_op_fail(struct tp_op *op, int code, const char *what); /* TP_STEP_DONE */
 int tp_op_eof(struct tp_op *op, const char *what);
 int tp_op_failed(struct tp_op *op);                           /* the same; op->err is filled */
@@ -90,7 +93,6 @@ void tp_op_cancel(struct tp_op *op, const char *why);
 void tp_op_expire(struct tp_flow *flow);
 uint64_t tp_op_next_tick(struct tp_flow *flow);
 int tp_peek_time_out(struct tp_op *op); /* 0: that is a result too */
-void tp_pump_free(struct tp_pump *pump);
 
 /* flow_conn.c */
 struct tp_conn *tp_conn_retain(struct tp_conn *conn);
@@ -130,5 +132,11 @@ struct tp_span {
 };
 enum tp_io tp_conn_next_body(struct tp_conn *conn, size_t most, struct tp_span *span,
                              struct tp_error *err);
+
+/* flow_pump.c. tp_pump_scrub puts the next piece behind what is held, once nothing is ready any more;
+ * -1: a detecting scrub has found something. */
+struct tp_pump *tp_pump_new(const struct tp_pump_options *options);
+void tp_pump_free(struct tp_pump *pump);
+int tp_pump_scrub(struct tp_op *op, const struct tp_span *span);
 
 #endif

@@ -7,7 +7,7 @@
 
 #include "flow_parts.h"
 
-enum { PIECE = 16 << 10, LEAST_ROOM = 64, CHUNK_EXTRA = 16 };
+enum { PIECE = TP_SCRUB_PIECE, LEAST_ROOM = 64, CHUNK_EXTRA = 16 };
 
 static int fail_write(struct tp_op *op) {
   op->write_failed = true;
@@ -81,8 +81,12 @@ static enum tp_io emit_ready(struct tp_op *op) {
   return TP_IO_OK;
 }
 
-/* Puts the next piece behind what is held. -1: a detecting scrub has found something. */
-static int scrub(struct tp_op *op, const struct tp_span *span) {
+/* One that masks goes on with what it has masked. */
+static bool detects(const struct tp_pump *pump) {
+  return !(tp_scrub_flags(pump->options.scrub) & TP_SCRUB_MASK);
+}
+
+int tp_pump_scrub(struct tp_op *op, const struct tp_span *span) {
   struct tp_pump *pump = op->pump;
   unsigned found = 0;
   memmove(pump->buffer, pump->buffer + pump->ready_at, pump->held);
@@ -95,7 +99,7 @@ static int scrub(struct tp_op *op, const struct tp_span *span) {
   pump->ready = length - pump->held;
   if (found)
     pump->found = found;
-  if (!found || !pump->options.detect)
+  if (!found || !detects(pump))
     return 0;
   return tp_fail(&op->err, EILSEQ, "the body holds a secret");
 }
@@ -121,7 +125,7 @@ static enum tp_io move_piece(struct tp_op *op, size_t *used) {
   }
   if (io != TP_IO_OK)
     return io;
-  if (pump->options.scrub && scrub(op, &span) < 0)
+  if (pump->options.scrub && tp_pump_scrub(op, &span) < 0)
     return TP_IO_FAILED;
   if (!pump->options.scrub)
     emit(op, window, span.bytes, span.length);
@@ -170,7 +174,7 @@ static int make_end(struct tp_op *op) {
   tp_scrub_run(pump->options.scrub, &stream, pump->buffer, pump->ready, true, &held, &found);
   if (found)
     pump->found = found;
-  return found && pump->options.detect ? tp_fail(&op->err, EILSEQ, "a trailer holds a secret") : 0;
+  return found && detects(pump) ? tp_fail(&op->err, EILSEQ, "a trailer holds a secret") : 0;
 }
 
 static int step_end(struct tp_op *op) {
@@ -229,21 +233,27 @@ void tp_pump_free(struct tp_pump *pump) {
   free(pump);
 }
 
-struct tp_op *tp_flow_pump(struct tp_conn *from, struct tp_conn *to,
-                           const struct tp_pump_options *options, uint64_t limit) {
+struct tp_pump *tp_pump_new(const struct tp_pump_options *options) {
   struct tp_pump *pump = calloc(1, sizeof *pump);
   if (!pump)
     return NULL;
   pump->options = *options;
-  if (options->scrub)
+  if (options->scrub) {
     tp_scrub_retain(options->scrub);
-  if (options->scrub)
     pump->buffer = malloc(tp_scrub_holds(options->scrub) + PIECE);
+  }
   if (options->tail)
     pump->tail = malloc(options->tail);
-  struct tp_op *op = NULL;
   if ((!options->scrub || pump->buffer) && (!options->tail || pump->tail))
-    op = tp_op_new(TP_OP_PUMP, from, to, step_pump, limit);
+    return pump;
+  tp_pump_free(pump);
+  return NULL;
+}
+
+struct tp_op *tp_flow_pump(struct tp_conn *from, struct tp_conn *to,
+                           const struct tp_pump_options *options, uint64_t limit) {
+  struct tp_pump *pump = tp_pump_new(options);
+  struct tp_op *op = pump ? tp_op_new(TP_OP_PUMP, from, to, step_pump, limit) : NULL;
   if (!op) {
     tp_pump_free(pump);
     return NULL;

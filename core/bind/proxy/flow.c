@@ -113,6 +113,7 @@ static int push_results(lua_State *L, const struct tp_op *op) {
   switch (op->kind) {
   case TP_OP_PEEK: return push_peek(L, op);
   case TP_OP_HEAD: tp_push_http_head(L, op->head); return 1;
+  case TP_OP_READ:
   case TP_OP_BODY: lua_pushlstring(L, op->bytes ? op->bytes : "", op->length); return 1;
   case TP_OP_WATCH:
     if (op->data) {
@@ -243,6 +244,15 @@ static int l_connect(lua_State *L) {
   return 1 + begun(L, op);
 }
 
+/* The scrub in the options at `index`, or NULL; left on the stack, which keeps it. */
+static struct tp_scrub *opt_scrub(lua_State *L, int index) {
+  if (lua_isnoneornil(L, index))
+    return NULL;
+  luaL_checktype(L, index, LUA_TTABLE);
+  lua_getfield(L, index, "scrub");
+  return lua_isnil(L, -1) ? NULL : *(struct tp_scrub **)luaL_checkudata(L, -1, TP_SCRUB_TYPE);
+}
+
 /* flow:pump(from, to, options, timeout) */
 static int l_pump(lua_State *L) {
   static const char *const framings[] = {"length", "chunked", "none", "eof", NULL};
@@ -257,22 +267,19 @@ static int l_pump(lua_State *L) {
   lua_Integer tail = luaL_optinteger(L, -1, 0);
   luaL_argcheck(L, tail >= 0 && tail <= 1 << 20, 4, "tail is 0 to 1 MiB");
   options.tail = (size_t)tail;
-  lua_getfield(L, 4, "scrub");
-  if (!lua_isnil(L, -1)) {
-    options.scrub = *(struct tp_scrub **)luaL_checkudata(L, -1, TP_SCRUB_TYPE);
-    options.detect = !(tp_scrub_flags(options.scrub) & TP_SCRUB_MASK);
-  }
+  options.scrub = opt_scrub(L, 4);
   return begun(L, tp_flow_pump(from, to, &options, limit));
 }
 
-/* flow:relay(a, b, idle_timeout) */
+/* flow:relay(a, b, idle_timeout, options) */
 static int l_relay(lua_State *L) {
   check_flow(L);
   struct tp_conn *a = check_reading(L, 2), *b = check_reading(L, 3);
   check_writing(L, 2);
   check_writing(L, 3);
   luaL_argcheck(L, a != b, 3, "a connection can't be relayed to itself");
-  return begun(L, tp_flow_relay(a, b, check_limit(L, 4)));
+  uint64_t limit = check_limit(L, 4);
+  return begun(L, tp_flow_relay(a, b, opt_scrub(L, 5), limit));
 }
 
 /* conn:peek(timeout) */
@@ -326,9 +333,18 @@ static int l_write(lua_State *L) {
   return begun(L, tp_conn_write(conn, bytes, length, check_limit(L, 3)));
 }
 
-/* conn:watch_close() */
+/* conn:read(timeout, most) */
+static int l_read(lua_State *L) {
+  struct tp_conn *conn = check_reading(L, 1);
+  lua_Integer most = luaL_optinteger(L, 3, 64 << 10);
+  luaL_argcheck(L, most > 0 && most <= 1 << 30, 3, "at most 1 byte to 1 GiB");
+  return begun(L, tp_conn_read(conn, (size_t)most, check_limit(L, 2)));
+}
+
+/* conn:watch_close(timeout) */
 static int l_watch_close(lua_State *L) {
-  return begun(L, tp_conn_watch(check_reading(L, 1)));
+  struct tp_conn *conn = check_reading(L, 1);
+  return begun(L, tp_conn_watch(conn, check_limit(L, 2)));
 }
 
 /* conn:alert(number) -> true | nil, message, code */
@@ -416,6 +432,7 @@ int tp_open_flow(lua_State *L) {
                                   {"connect_tls", l_connect_tls},
                                   {"read_head", l_read_head},
                                   {"read_body", l_read_body},
+                                  {"read", l_read},
                                   {"write", l_write},
                                   {"watch_close", l_watch_close},
                                   {"alert", l_alert},

@@ -99,9 +99,9 @@ function Loop:pump(from, to, options, timeout)
 end
 
 --- Everything both ways until both have ended: bytes of a, bytes of b |
--- nil, message, code, bytes of a, bytes of b.
-function Loop:relay(a, b, idle_timeout)
-  return finish(self, self.flow:relay(a.conn, b.conn, idle_timeout))
+-- nil, message, code, bytes of a, bytes of b. options.scrub looks at what b sends.
+function Loop:relay(a, b, idle_timeout, options)
+  return finish(self, self.flow:relay(a.conn, b.conn, idle_timeout, options))
 end
 
 local Handle = {}
@@ -141,8 +141,8 @@ function Loop:start_pump(from, to, options, timeout)
 end
 
 --- As Loop:relay, but returns at once, with a handle.
-function Loop:start_relay(a, b, idle_timeout)
-  return handle(self, self.flow:relay(a.conn, b.conn, idle_timeout))
+function Loop:start_relay(a, b, idle_timeout, options)
+  return handle(self, self.flow:relay(a.conn, b.conn, idle_timeout, options))
 end
 
 --- Closes every connection at once. Who waits is told ECANCELED.
@@ -190,6 +190,11 @@ function Conn:read_body(limit, timeout)
   return finish(self.loop, self.conn:read_body(limit, timeout))
 end
 
+--- What has come, at least one byte and at most `most` (64 KiB) | nil, message, "EOF" ...
+function Conn:read(timeout, most)
+  return finish(self.loop, self.conn:read(timeout, most))
+end
+
 --- True once the kernel has all of it | nil, message, code. `timeout`: seconds without progress.
 function Conn:write(bytes, timeout)
   return finish(self.loop, self.conn:write(bytes, timeout))
@@ -197,8 +202,9 @@ end
 
 --- A handle that ends when the peer closes (true) or says something ("data") while nobody reads.
 -- :cancel() before the next read; false from it means that the connection is no good any more.
-function Conn:watch_close()
-  return handle(self.loop, self.conn:watch_close())
+-- nil, message, "ETIMEDOUT" after `timeout` seconds without either.
+function Conn:watch_close(timeout)
+  return handle(self.loop, self.conn:watch_close(timeout))
 end
 
 --- Queues a fatal TLS alert in plain, before any handshake. Close then.

@@ -102,7 +102,7 @@ function Resolver:timeout() end
 function Resolver:query(name) end
 
 --- What has been answered: { id, addresses, ttl in seconds }, IPv4 first, or { id, nil, message, code }: "ENOENT" no such
---- name, "ENODATA" no address, "ETIMEDOUT", "ECONNREFUSED", "EIO" the nameservers failed, "EBADMSG" nonsense came.
+--- name, "ENODATA" no address, "ETIMEDOUT", "EIO" no nameserver could be reached or would answer, "EBADMSG" nonsense came.
 ---@return table[] answers
 function Resolver:run() end
 
@@ -299,9 +299,10 @@ function Flow:pump(from, to, options, timeout) end
 ---@param a tidepool.Conn
 ---@param b tidepool.Conn
 ---@param idle_timeout? number seconds without progress
+---@param options? { scrub?: tidepool.Scrub } looks at what goes from b to a; what may begin a secret is kept for a second of silence at most
 ---@return integer token
 ---@return any ...
-function Flow:relay(a, b, idle_timeout) end
+function Flow:relay(a, b, idle_timeout, options) end
 
 --- Closes every connection at once; twice is harmless.
 function Flow:close() end
@@ -343,6 +344,13 @@ function Conn:read_head(side, timeout, method) end
 ---@return any ... string | nil, message, code: "EMSGSIZE" (close the connection then), "EBADMSG"
 function Conn:read_body(limit, timeout) end
 
+--- What has come, at least one byte. For what isn't HTTP.
+---@param timeout? number seconds
+---@param most? integer bytes, 64 KiB by default
+---@return integer token
+---@return any ... string | nil, message, code: "EOF", "ECONNRESET"
+function Conn:read(timeout, most) end
+
 --- Ends when the kernel has all of it.
 ---@param bytes string
 ---@param timeout? number seconds without progress
@@ -351,9 +359,10 @@ function Conn:read_body(limit, timeout) end
 function Conn:write(bytes, timeout) end
 
 --- Ends when the peer closes (true) or says something ("data"), while nobody reads.
+---@param timeout? number seconds
 ---@return integer token
 ---@return any ...
-function Conn:watch_close() end
+function Conn:watch_close(timeout) end
 
 --- Queues a fatal TLS alert in plain, for a peer whose hello was only peeked at.
 ---@param number integer 49 access_denied, 70 protocol_version ...
