@@ -111,6 +111,27 @@ local function add_files(plan, spec)
   if spec.machine_id then
     plan[#plan + 1] = { "replace?", "/etc/machine-id", 292, spec.machine_id .. "\n" }
   end
+  if spec.trust then
+    plan[#plan + 1] = { "trust?", spec.trust:match("^(.-)%s*$") .. "\n" }
+  end
+end
+
+local bundle = "/etc/ssl/certs/ca-certificates.crt"
+
+--- The variables by which programs that bring a bundle of their own are told of the sandbox's. Some
+-- replace theirs by what they name, so they name the whole bundle; Node's adds to its own.
+function container.trust_environment()
+  return {
+    SSL_CERT_FILE = bundle,
+    CURL_CA_BUNDLE = bundle,
+    GIT_SSL_CAINFO = bundle,
+    REQUESTS_CA_BUNDLE = bundle,
+    PIP_CERT = bundle,
+    AWS_CA_BUNDLE = bundle,
+    CARGO_HTTP_CAINFO = bundle,
+    DENO_CERT = bundle,
+    NODE_EXTRA_CA_CERTS = "/usr/local/share/ca-certificates/tidepool.crt",
+  }
 end
 
 local function add_own(plan, spec)
