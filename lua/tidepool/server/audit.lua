@@ -46,14 +46,23 @@ local FIELDS = {
 }
 local LONGEST = 2048
 
+local function names_only(list)
+  local names = {}
+  for i, name in ipairs(list) do
+    names[i] = tostring(name):sub(1, 64)
+  end
+  return names
+end
+
 local function clean(entry)
   local kept = {}
   for name, kind in pairs(FIELDS) do
     local value = entry[name]
-    if type(value) == kind then
+    if type(value) == kind and value == value and value ~= math.huge and value ~= -math.huge then
       kept[name] = kind == "string" and value:sub(1, LONGEST) or value
     end
   end
+  kept.secrets = kept.secrets and names_only(kept.secrets)
   return kept
 end
 

@@ -83,8 +83,12 @@ function Database:transaction(fn)
   if not ok then
     return nil, message, code
   end
-  ok, message, code = fn()
-  if ok then
+  local returned
+  returned, ok, message, code = pcall(fn)
+  if not returned then
+    self:execute("ROLLBACK")
+    error(ok, 0)
+  elseif ok then
     ok, message, code = self:execute("COMMIT")
   end
   if not ok then

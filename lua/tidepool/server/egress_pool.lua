@@ -66,8 +66,14 @@ local function options_of(self, member)
     on_request = function(_, method, params)
       return self.owner.request(member, method, params)
     end,
-    on_lost = function(lost, message, text)
-      self:lost(member, lost, message, text)
+    on_lost = function(lost, message)
+      self:lost(member, lost, message)
+    end,
+    on_explained = function(lost, message, text)
+      log.error("egress_lost", { number = member.number, egress_pid = lost.pid, message = message, running = text })
+      if text and not self.closed then
+        self.owner.overdue(member, text)
+      end
     end,
   }
 end
@@ -242,7 +248,7 @@ function Pool:end_idle(member)
 end
 
 --- One has ended, or was killed since it hung.
-function Pool:lost(member, lost, message, text)
+function Pool:lost(member, lost, message)
   if member.process ~= lost then
     return
   end
@@ -252,11 +258,7 @@ function Pool:lost(member, lost, message, text)
   for _, sandbox in pairs(member.sandboxes) do
     self.owner.refuse(sandbox, "its egress process ended: " .. message)
   end
-  log.error("egress_lost", { number = member.number, egress_pid = lost.pid, message = message, running = text })
   forget(self, lost.number, lost.base)
-  if text then
-    self.owner.overdue(member, text)
-  end
   if self.closed then
     return
   elseif next(member.sandboxes) == nil then
@@ -443,6 +445,9 @@ end
 
 --- The server ends. `keep`: sandboxes run on, and so do those that serve them.
 function Pool:close(keep)
+  if self.closed then
+    return
+  end
   self.closed = true
   self.looking:close()
   for _, member in pairs(self.members) do

@@ -112,7 +112,8 @@ local function connect(self, channel)
 end
 
 --- Starts one. options: server (directory, run); number; base, its user and group id; on_request(process,
---- method, params); on_lost(process, message), once, after which it is dead; main, its program.
+--- method, params); on_lost(process, message), once, after which it is dead; on_explained(process, message,
+--- text), a moment later: how it ended, and whom its watchdog found running; main, its program.
 -- Returns it, not configured | nil, message, code.
 function process.start(options)
   local server, number = options.server, options.number
@@ -123,7 +124,7 @@ function process.start(options)
   end
   local self = new({
     number = number, base = options.base, run = server.run, page = fds.page,
-    on_request = options.on_request, on_lost = options.on_lost,
+    on_request = options.on_request, on_lost = options.on_lost, on_explained = options.on_explained,
   })
   local handle, pid
   handle, pid, code = uv.spawn(uv.exepath(), {
@@ -165,7 +166,7 @@ function process.adopt(options, row)
   local self = new({
     number = row.number, base = row.base, run = options.server.run, pid = row.pid, start_time = row.start_time,
     page = core.fd.open(page_path(options.server.run, row.number), "rw"),
-    on_request = options.on_request, on_lost = options.on_lost,
+    on_request = options.on_request, on_lost = options.on_lost, on_explained = options.on_explained,
   })
   connect(self, channel)
   return self
@@ -193,6 +194,9 @@ function Process:call(method, params, fds)
   end)
   local result, message, code = self.connection:call(method, params, fds)
   cancel()
+  if result == nil and self.connection:is_closed() and not self.dead then
+    async.sleep(0) -- the callers are told before the connection's owner: let it see first that this one is lost
+  end
   return result, message, code
 end
 
@@ -204,12 +208,22 @@ function Process:overdue()
   return ok and text or nil
 end
 
-local function tidy(self)
-  if self.page then
-    self.page:close()
-  end
+local function remove_files(self)
   os.remove(socket_path(self.run, self.number))
   os.remove(page_path(self.run, self.number))
+end
+
+local STATUS = 0.05 -- seconds until a child's end is told
+
+-- Why it ended, as soon as that is known.
+local function explain(self, message)
+  async.after(self.handle and not self.ended and STATUS or 0, function()
+    local text = self.page and self:overdue()
+    if self.page then
+      self.page:close()
+    end
+    self.on_explained(self, self.ended or message, text)
+  end)
 end
 
 -- It is dead, or is made so: what can't be spoken to must not go on deciding.
@@ -220,12 +234,9 @@ function Process:lost(message)
   self.dead = true
   self.connection:close()
   process.kill(self:row())
-  -- A child's end tells its status; that of one adopted nobody learns.
-  async.after(self.handle and not self.ended and 0.05 or 0, function()
-    local text = self.page and self:overdue()
-    tidy(self)
-    self.on_lost(self, self.ended or message, text)
-  end)
+  remove_files(self)
+  self.on_lost(self, self.ended or message)
+  explain(self, message)
 end
 
 --- Leaves it alone, for the next server.
@@ -243,7 +254,10 @@ function Process:finish()
     self.dead = true
     self.connection:close()
     process.kill(self:row())
-    tidy(self)
+    remove_files(self)
+    if self.page then
+      self.page:close()
+    end
   end
 end
 

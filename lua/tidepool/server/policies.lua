@@ -42,8 +42,8 @@ end
 
 -- What a policy says about itself, without running it.
 local function about_of(text)
-  local about = text:match("\n%s*about%s*=%s*\"(.-)\"")
-  return about and about:gsub("\\(.)", "%1")
+  local about = text:match('\n%s*about%s*=%s*"(.-[^\\])"')
+  return about and (about:gsub("\\(.)", "%1"))
 end
 
 --- The policies that have names: a list of { name, about, path }.
