@@ -97,17 +97,18 @@ local function start_process(self, member)
     self.server.ids:release(base)
     return nil, message, code
   end
-  member.process = started
+  member.process, member.starting = started, true
   local ok
   ok, message, code = save(self, member) -- else the next server would not find it
   if ok then
     ok, message, code = started:call("configure", configuration(base))
   end
+  member.starting = nil
   if not ok then
     started:finish()
     member.process = nil
     forget(self, member.number, base)
-    return nil, "egress process: " .. (started.ended or message), code
+    return nil, ("egress process: %s (the server's log has the reason)"):format(started.ended or message), code
   end
   log.info("egress_started", { number = member.number, egress_pid = started.pid, key = member.key })
   return true
@@ -249,8 +250,8 @@ end
 
 --- One has ended, or was killed since it hung.
 function Pool:lost(member, lost, message)
-  if member.process ~= lost then
-    return
+  if member.process ~= lost or member.starting then
+    return -- whoever starts it sees the start fail
   end
   member.process = nil
   member.ready:set(nil, message, "ECONNRESET")
