@@ -63,8 +63,8 @@ struct tp_dns_reply {
 };
 
 /* Writes the answer to a query, which may be malformed when the rcode says so; returns its length,
- * at most `most`. What doesn't fit is left out, and the asker told to come by TCP. EBADMSG: nothing
- * can be said, it has no header or is an answer itself; EMSGSIZE: `most` is below 512. */
+ * at most `most`. Records that don't fit are left out, and the asker told to come by TCP. EBADMSG:
+ * nothing can be said, it has no header or is an answer itself; EMSGSIZE: `most` is below 512. */
 ssize_t tp_dns_answer(const uint8_t *query, size_t length, const struct tp_dns_reply *reply,
                       uint8_t *out, size_t most, struct tp_error *err);
 

@@ -78,12 +78,13 @@ static void put_options(struct writer *out, int rcode, bool dnssec) {
   put16(out, 0);
 }
 
+/* With the first `count` of the reply's records; says that it is cut when these are not all. */
 static bool write_answer(struct writer *out, const uint8_t *query,
                          const struct tp_dns_query *parsed, const struct tp_dns_reply *reply,
-                         bool whole) {
-  bool question = parsed->question_end > 0;
-  unsigned count = whole && question ? reply->count : 0;
+                         unsigned count) {
+  bool question = parsed->question_end > 0, whole = count == reply->count;
   unsigned soa = whole && question && reply->soa;
+  count = question ? count : 0;
   put(out, query, 2);
   put(out,
       (uint8_t[]){(uint8_t)(QR | (query[2] & 0x78) | (whole ? 0 : TC) | (query[2] & RD)),
@@ -113,10 +114,10 @@ ssize_t tp_dns_answer(const uint8_t *query, size_t length, const struct tp_dns_r
     return tp_fail(err, EMSGSIZE, "an answer of %zu bytes", most);
   if (tp_dns_parse(query, length, &parsed, err) < 0)
     parsed = (struct tp_dns_query){0}; /* then not a word of it is repeated */
-  struct writer writer = {.bytes = out, .size = most};
-  if (!write_answer(&writer, query, &parsed, reply, true)) {
-    writer = (struct writer){.bytes = out, .size = most};
-    write_answer(&writer, query, &parsed, reply, false);
+  for (unsigned count = reply->count;; count--) {
+    struct writer writer = {.bytes = out, .size = most};
+    /* Some resolvers don't come by TCP, and make do with the records that fit. */
+    if (write_answer(&writer, query, &parsed, reply, count) || count == 0)
+      return (ssize_t)writer.used;
   }
-  return (ssize_t)writer.used;
 }
