@@ -24,7 +24,7 @@
 
 /* X(operation, argument kinds). What each does is said at its function, tp_step_<operation>. */
 #define TP_PLAN_OPS(X)                                                                             \
-  /* files: file.c, trust.c */                                                                         \
+  /* files: file.c, trust.c */                                                                     \
   X(mkdir, "pn") X(ensure, "pn") X(dir, "pn") X(write, "ps") X(file, "pns") X(replace, "pns")      \
   X(symlink, "sp") X(rename, "pp") X(unlink, "p") X(rmdir, "p") X(chown, "pnn") X(chmod, "pn")     \
   X(open, "dp") X(copy, "dpn") X(prefetch, "pp") X(trust, "s")                                     \

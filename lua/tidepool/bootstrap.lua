@@ -55,6 +55,7 @@ bootstrap.packages = {
   { "python3", "test", "servers that answer in every odd way" },
   { "strace", "test", "counts system calls in specs" },
   { "iproute2", "test", "ss, which finds both ends of a socket" },
+  { "nftables", "test", "leads connections to the egress process, where bpf is refused" },
   { "e2fsprogs", "test", "mkfs.ext4, for specs of full disks" },
   { "wrk", "bench", "loads a web server" },
   { "mitmproxy", "bench", "peer of the egress process" },

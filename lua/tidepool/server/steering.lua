@@ -93,9 +93,11 @@ function steering.rule(pid)
     "nsenter", "--net=/proc/" .. pid .. "/ns/net", "nft", rules, stderr = "pipe",
   })
   if not result then
-    return nil, "nft: " .. message, code
+    return nil, "steering by nft: " .. message, code
+  elseif result.code == 127 then
+    return nil, "steering without bpf needs nft (apt-get install nftables)", "ENOENT"
   elseif result.code ~= 0 then
-    return nil, "nft: " .. (result.stderr or ""):gsub("%s+$", ""), result.code == 127 and "ENOENT" or "EIO"
+    return nil, "steering by nft: " .. result.stderr:match("^(.-)%s*$"), "EIO"
   end
   return true
 end
