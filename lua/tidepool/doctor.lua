@@ -336,7 +336,7 @@ end)
 
 -- A rule of the kind that steers, in a network namespace that goes at once.
 local try_tproxy = "unshare -n nft 'table inet t { chain c { type filter hook prerouting priority mangle; "
-  .. "meta nfproto ipv4 meta l4proto tcp tproxy ip to 192.0.2.1:1; } }' 2>/dev/null && echo yes"
+  .. "meta nfproto ipv4 meta l4proto tcp tproxy ip to 192.0.2.1:1; }; }' 2>/dev/null && echo yes"
 
 -- Only what is missing where the kernel refuses bpf costs anything.
 row("nftables", function()
