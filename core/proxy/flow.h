@@ -67,7 +67,7 @@ struct tp_op {
   uint64_t wake_at, tick;          /* ms, 0: never; which tick of the timers it waits for */
   struct tp_op *next_queued, *previous_queued, *next_done;
   struct tp_op *next_timed, **timed_by;
-  bool queued, timed, woken, half_done[2];
+  bool refused, queued, timed, woken, half_done[2];
   size_t offset, size;             /* TP_OP_WRITE: sent of bytes; TP_OP_BODY: allocated */
   uint64_t most;                   /* TP_OP_BODY */
 };

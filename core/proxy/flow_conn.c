@@ -253,11 +253,11 @@ bool tp_conn_is_open(const struct tp_conn *conn) {
 }
 
 bool tp_conn_is_reading(const struct tp_conn *conn) {
-  return conn->reader != NULL;
+  return conn->reader && !conn->closing;
 }
 
 bool tp_conn_is_writing(const struct tp_conn *conn) {
-  return conn->writer != NULL;
+  return conn->writer && !conn->closing;
 }
 
 int tp_conn_fd(const struct tp_conn *conn) {

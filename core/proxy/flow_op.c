@@ -8,17 +8,15 @@
 
 enum { SLOT_BITS = 20, SLOTS_MOST = 1 << SLOT_BITS };
 
-/* A connection's reading and writing operation. Which of them each kind is. */
+/* Which operations of its connections it is. On one that is closing it is none. */
 static void attach(struct tp_op *op) {
-  bool both = op->kind == TP_OP_RELAY;
-  if (op->from)
-    op->from->reader = op;
-  if (op->to)
-    op->to->writer = op;
-  if (both) {
-    op->from->writer = op;
-    op->to->reader = op;
-  }
+  struct tp_conn *from = op->from, *to = op->to;
+  if (from)
+    from->reader = op;
+  if (to)
+    to->writer = op;
+  if (op->kind == TP_OP_RELAY)
+    from->writer = to->reader = op;
 }
 
 static void detach(struct tp_op *op) {
@@ -46,7 +44,10 @@ struct tp_op *tp_op_new(enum tp_op_kind kind, struct tp_conn *from, struct tp_co
   op->to = to ? tp_conn_retain(to) : NULL;
   op->step = step;
   op->limit = limit;
-  attach(op);
+  op->refused = kind != TP_OP_CLOSE &&
+                ((from && !tp_conn_is_open(from)) || (to && !tp_conn_is_open(to)));
+  if (!op->refused)
+    attach(op);
   return op;
 }
 
@@ -179,7 +180,7 @@ struct tp_op *tp_op_begin(struct tp_op *op) {
   bool closing = op->kind == TP_OP_CLOSE;
   flow->now = tp_flow_clock() / 1000;
   tp_op_progress(op);
-  int what = op->step(op);
+  int what = op->refused ? tp_op_fail(op, EPIPE, "connection is closed") : op->step(op);
   if (what != TP_STEP_DONE && !closing && give_token(flow, op) < 0) {
     tp_fail(&op->err, ENOMEM, "begin operation");
     what = tp_op_failed(op);

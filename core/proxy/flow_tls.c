@@ -48,10 +48,12 @@ static int step_handshake(struct tp_op *op) {
 static struct tp_op *begin(struct tp_conn *conn, struct tp_tls *tls, uint64_t limit,
                            const struct tp_error *err) {
   struct tp_op *op = tp_op_new(TP_OP_TLS, conn, conn, step_handshake, limit);
-  if (!op || !tls || conn->tls) {
+  if (!op || !tls || conn->tls || op->refused) {
     tp_tls_free(tls);
     if (!op)
       return NULL;
+    if (op->refused)
+      return tp_op_begin(op);
     op->err = *err;
     op->done = op->failed = true;
     return op;
