@@ -104,7 +104,7 @@ static int read_options(const uint8_t *record, unsigned name, struct tp_dns_quer
   if (query->edns_size < UDP_LEAST)
     query->edns_size = UDP_LEAST;
   query->dnssec = (record[6] & 0x80) != 0;
-  if (record[5] != 0)
+  if (record[5] != 0 && query->rcode == TP_DNS_NOERROR)
     query->rcode = TP_DNS_BADVERS;
   return 0;
 }
