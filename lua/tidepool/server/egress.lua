@@ -367,7 +367,7 @@ local requests = {}
 -- Whom an entry is about, if that one's egress is the process's to tell of.
 local function name_of(member, id)
   local sandbox = member.sandboxes[id]
-  return sandbox and sandbox.name or member.former[id]
+  return sandbox and sandbox.name or member.former[id] and member.former[id].name
 end
 
 function requests.audit(server, member, params)

@@ -20,6 +20,7 @@ local RESERVE = 8 -- certificate authorities that wait for a create
 local READY = 15 -- seconds that a start of a process may take
 local RETRY, LONGEST_RETRY = 1, 30 -- seconds between starts in a row
 local IDLE = 60 -- seconds until one that serves nobody is ended
+local FORMER = 10 -- seconds in which a process may still tell about a sandbox that has ended
 local LOOK = 5 -- seconds between looks at the host's resolver configuration
 local LIMITS = { connections = 1024, memory = 2 ^ 31 } -- of a sandbox; bytes of a process
 
@@ -165,7 +166,9 @@ local function new_member(self, key)
     number = number + 1
   end
   local member = add(self, number, key)
-  async.spawn(run, self, member)
+  async.after(0, function() -- a start may fail at once: not before it is known whom it is for
+    async.spawn(run, self, member)
+  end)
   return member
 end
 
@@ -225,18 +228,23 @@ function Pool:unassign(sandbox, member)
     return
   end
   member.sandboxes[sandbox.id] = nil
-  member.former[sandbox.id] = sandbox.name
-  async.after(IDLE, function()
-    if not member.sandboxes[sandbox.id] then
-      member.former[sandbox.id] = nil
+  local now = os.time()
+  for id, former in pairs(member.former) do
+    if now - former.since > FORMER then
+      member.former[id] = nil
     end
-  end)
+  end
+  member.former[sandbox.id] = { name = sandbox.name, since = now }
   self:end_idle(member)
 end
 
 --- Ends it after a while, unless somebody needs it by then.
 function Pool:end_idle(member)
-  async.after(self.setting.each and 1 or IDLE, function()
+  if member.ending then
+    return
+  end
+  member.ending = async.after(self.setting.each and 1 or IDLE, function()
+    member.ending = nil
     local idle = not self.closed and self.members[member.number] == member and member.process and next(member.sandboxes) == nil
     if idle and (member.calls or 0) == 0 then
       local ended = member.process
