@@ -59,8 +59,8 @@ static int explain_refusal(int alert, const char *host, struct tp_error *err) {
   case BR_ALERT_HANDSHAKE_FAILURE:
   case BR_ALERT_INSUFFICIENT_SECURITY:
     return tp_tls_refuse(err, EPROTONOSUPPORT,
-                         "%s and the proxy have no TLS cipher suite in common, or it wants a "
-                         "client certificate (alert %s)",
+                         "%s and the proxy have no TLS version or cipher suite in common, or it "
+                         "wants a client certificate (alert %s)",
                          host, alert_name(alert));
   case BR_ALERT_NO_APPLICATION_PROTOCOL:
     return tp_tls_refuse(err, EPROTONOSUPPORT, "%s does not speak HTTP/1.1", host);
@@ -114,13 +114,13 @@ int tp_tls_explain(int number, bool is_client, bool open, const char *peer, stru
     return is_client && !open ? explain_refusal(alert, peer, err) : explain_distrust(alert, err);
   }
   switch (number) {
-  case BR_ERR_UNSUPPORTED_VERSION:
-    return tp_tls_refuse(err, EPROTONOSUPPORT, "%s speaks no TLS 1.2", peer);
+  case BR_ERR_UNSUPPORTED_VERSION: /* also what any bytes but TLS look like */
   case BR_ERR_BAD_VERSION:
   case BR_ERR_UNKNOWN_TYPE:
   case BR_ERR_TOO_LARGE:
     if (!open)
-      return tp_tls_refuse(err, EPROTO, "%s does not speak TLS on this port", peer);
+      return tp_tls_refuse(err, EPROTONOSUPPORT,
+                           "%s does not speak TLS on this port, or none as new as 1.2", peer);
     break;
   case BR_ERR_BAD_MAC:
     return tp_tls_refuse(err, EPROTO, "a TLS record of %s was corrupted", peer);
