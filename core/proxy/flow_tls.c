@@ -12,24 +12,26 @@ static int refuse(struct tp_op *op) {
   return tp_op_fail(op, EPROTO, "TLS handshake: the peer ended it");
 }
 
+static int fail_handshake(struct tp_op *op) {
+  tp_wrap(&op->err, "TLS handshake");
+  return tp_op_failed(op);
+}
+
 static int step_handshake(struct tp_op *op) {
   struct tp_conn *conn = op->from;
   for (;;) {
-    unsigned state = tp_tls_state(conn->tls);
-    if (state & TP_TLS_CLOSED)
+    if (tp_tls_state(conn->tls) & TP_TLS_CLOSED)
       return refuse(op);
     enum tp_io io = tp_conn_send_records(conn, true, &op->err);
-    if (io == TP_IO_FAILED) {
-      tp_wrap(&op->err, "TLS handshake");
-      return tp_op_failed(op);
-    }
-    if (state & TP_TLS_TAKES_DATA)
-      return io == TP_IO_OK ? TP_STEP_DONE : TP_STEP_WAIT;
-    state = tp_tls_state(conn->tls);
+    if (io == TP_IO_FAILED)
+      return fail_handshake(op);
+    unsigned state = tp_tls_state(conn->tls);
+    if (state & TP_TLS_TAKES_DATA && io == TP_IO_OK)
+      return TP_STEP_DONE;
     if (!(state & TP_TLS_TAKES_RECORDS)) {
       if (io == TP_IO_BLOCKED)
         return TP_STEP_WAIT;
-      if (state & (TP_TLS_CLOSED | TP_TLS_TAKES_DATA | TP_TLS_HAS_RECORDS))
+      if (state & (TP_TLS_CLOSED | TP_TLS_HAS_RECORDS))
         continue;
       return tp_op_fail(op, EPROTO, "TLS handshake stands still");
     }
@@ -38,10 +40,8 @@ static int step_handshake(struct tp_op *op) {
       return TP_STEP_WAIT;
     if (io == TP_IO_ENDED)
       return tp_op_fail(op, ECONNRESET, "TLS handshake: the peer closed the connection");
-    if (io == TP_IO_FAILED) {
-      tp_wrap(&op->err, "TLS handshake");
-      return tp_op_failed(op);
-    }
+    if (io == TP_IO_FAILED)
+      return fail_handshake(op);
   }
 }
 

@@ -24,8 +24,9 @@ local function deliver(self)
     if wake then
       wake(unpack(ended, 2, ended.n))
     elseif self.handles[token] then
-      self.handles[token]:set(unpack(ended, 2, ended.n))
+      local started = self.handles[token]
       self.handles[token] = nil
+      started.ended:set(unpack(ended, 2, ended.n))
     end
     if self.closed then
       return
@@ -51,14 +52,20 @@ function flow.open()
   return self
 end
 
--- What C returned when it began an operation: a token, or 0 and the results.
-local function finish(self, token, ...)
+-- Its first two arguments stay on the task's stack while the rest is waited for: a connection that nobody
+-- else holds must not be collected, and thereby closed, under its own operation.
+local function keep(_, _, ...)
+  return ...
+end
+
+-- What C returned when it began an operation of these connections: a token, or 0 and the results.
+local function finish(self, one, other, token, ...)
   if token == 0 then
     return ...
   end
-  return async.wait(function(wake)
+  return keep(one, other, async.wait(function(wake)
     self.waiting[token] = wake
-  end)
+  end))
 end
 
 local function wrap(self, conn)
@@ -80,7 +87,7 @@ function Loop:connect(address, port, timeout)
     if not conn then
       return nil, token, ...
     end
-    local ok, message, code = finish(self, token, ...)
+    local ok, message, code = finish(self, conn, nil, token, ...)
     if not ok then
       conn:reset()
       return nil, message, code
@@ -95,25 +102,25 @@ end
 -- Returns bytes, trailers or nil, tail or nil, masked secret's id or nil |
 -- nil, message, code, "read" | "write", bytes, secret's id.
 function Loop:pump(from, to, options, timeout)
-  return finish(self, self.flow:pump(from.conn, to.conn, options, timeout))
+  return finish(self, from, to, self.flow:pump(from.conn, to.conn, options, timeout))
 end
 
 --- Everything both ways until both have ended: bytes of a, bytes of b |
 -- nil, message, code, bytes of a, bytes of b. options.scrub looks at what b sends.
 function Loop:relay(a, b, idle_timeout, options)
-  return finish(self, self.flow:relay(a.conn, b.conn, idle_timeout, options))
+  return finish(self, a, b, self.flow:relay(a.conn, b.conn, idle_timeout, options))
 end
 
 local Handle = {}
 Handle.__index = Handle
 
 -- An operation that somebody waits for later, or ends.
-local function handle(self, token, ...)
-  local started = setmetatable({ loop = self, token = token, ended = async.event() }, Handle)
+local function handle(self, one, other, token, ...)
+  local started = setmetatable({ loop = self, one = one, other = other, token = token, ended = async.event() }, Handle)
   if token == 0 then
     started.ended:set(...)
   else
-    self.handles[token] = started.ended
+    self.handles[token] = started
   end
   return started
 end
@@ -137,12 +144,12 @@ end
 
 --- As Loop:pump, but returns at once, with a handle to :wait() for or to :cancel().
 function Loop:start_pump(from, to, options, timeout)
-  return handle(self, self.flow:pump(from.conn, to.conn, options, timeout))
+  return handle(self, from, to, self.flow:pump(from.conn, to.conn, options, timeout))
 end
 
 --- As Loop:relay, but returns at once, with a handle.
 function Loop:start_relay(a, b, idle_timeout, options)
-  return handle(self, self.flow:relay(a.conn, b.conn, idle_timeout, options))
+  return handle(self, a, b, self.flow:relay(a.conn, b.conn, idle_timeout, options))
 end
 
 --- Closes every connection at once. Who waits is told ECANCELED.
@@ -158,53 +165,53 @@ function Loop:close()
   for _, wake in pairs(waiting) do
     wake(nil, "flow closed", "ECANCELED")
   end
-  for _, ended in pairs(handles) do
-    ended:set(nil, "flow closed", "ECANCELED")
+  for _, started in pairs(handles) do
+    started.ended:set(nil, "flow closed", "ECANCELED")
   end
 end
 
 --- What the peer speaks, its bytes stay unread: "tls", hello | "http", first line | "h2", bytes |
 -- "other", bytes | "silent" (nothing within `timeout`) | nil, message, "EOF" ...
 function Conn:peek(timeout)
-  return finish(self.loop, self.conn:peek(timeout))
+  return finish(self.loop, self, nil, self.conn:peek(timeout))
 end
 
 --- The server's side of a TLS handshake: true | nil, message, code
 function Conn:accept_tls(identity, timeout)
-  return finish(self.loop, self.conn:accept_tls(identity, timeout))
+  return finish(self.loop, self, nil, self.conn:accept_tls(identity, timeout))
 end
 
 --- The client's side, the peer's certificate checked for `host`: true | nil, message, code
 function Conn:connect_tls(trust, host, timeout)
-  return finish(self.loop, self.conn:connect_tls(trust, host, timeout))
+  return finish(self.loop, self, nil, self.conn:connect_tls(trust, host, timeout))
 end
 
 --- The next head: a table | nil, message, code. side "request" | "response", which needs the method of
 -- the request that it answers.
 function Conn:read_head(side, timeout, method)
-  return finish(self.loop, self.conn:read_head(side, timeout, method))
+  return finish(self.loop, self, nil, self.conn:read_head(side, timeout, method))
 end
 
 --- The whole body, of at most `limit` bytes | nil, message, "EMSGSIZE" ...
 function Conn:read_body(limit, timeout)
-  return finish(self.loop, self.conn:read_body(limit, timeout))
+  return finish(self.loop, self, nil, self.conn:read_body(limit, timeout))
 end
 
 --- What has come, at least one byte and at most `most` (64 KiB) | nil, message, "EOF" ...
 function Conn:read(timeout, most)
-  return finish(self.loop, self.conn:read(timeout, most))
+  return finish(self.loop, self, nil, self.conn:read(timeout, most))
 end
 
 --- True once the kernel has all of it | nil, message, code. `timeout`: seconds without progress.
 function Conn:write(bytes, timeout)
-  return finish(self.loop, self.conn:write(bytes, timeout))
+  return finish(self.loop, self, nil, self.conn:write(bytes, timeout))
 end
 
 --- A handle that ends when the peer closes (true) or says something ("data") while nobody reads.
 -- :cancel() before the next read; false from it means that the connection is no good any more.
 -- nil, message, "ETIMEDOUT" after `timeout` seconds without either.
 function Conn:watch_close(timeout)
-  return handle(self.loop, self.conn:watch_close(timeout))
+  return handle(self.loop, self, nil, self.conn:watch_close(timeout))
 end
 
 --- Queues a fatal TLS alert in plain, before any handshake. Close then.
