@@ -152,7 +152,9 @@ end
 
 -- What the event itself rules out, whatever the policy said.
 local function overruled(plain, hook, event)
-  if not UPSTREAM[plain.action] then
+  if plain.action == "respond" and event.protocol == "tcp" then
+    return "not HTTP: nothing can be answered to it"
+  elseif not UPSTREAM[plain.action] then
     return nil
   elseif event.mismatch and hook ~= "resolve" and not plain.changes.mismatch then
     return "mismatch: " .. tostring(event.mismatch)

@@ -226,6 +226,11 @@ end
 --- Runs the text for one sandbox: instance | nil, message.
 -- `values` are what Definition:options returned; `state` is the table kept for it, if any.
 function Definition:instance(values, services, state)
+  local message
+  values, message = checked(self, values) -- a copy: hooks of two sandboxes share no table
+  if not values then
+    return nil, message
+  end
   local instance = {
     name = self.name,
     options = values,
@@ -235,7 +240,8 @@ function Definition:instance(values, services, state)
     touched = false,
     live = false, -- secrets, fetch and log are for hooks
   }
-  local declared, message = declare(self.text, self.file, instance)
+  local declared
+  declared, message = declare(self.text, self.file, instance)
   if not declared then
     return nil, message
   end

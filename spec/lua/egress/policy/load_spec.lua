@@ -155,4 +155,24 @@ describe("two sandboxes with one policy", function()
     assert.same({ "asked 1", "asked 2" }, reasons())
     assert.same({ "asked 1", "asked 2" }, reasons())
   end)
+
+  it("share no option, and no list's methods", function()
+    local definition = assert(policy.load(declared([[
+      options = { hosts = { type = "host_list" }, map = { type = "map" } },
+      connect = function(event, options)
+        local count = #options.hosts
+        options.hosts[count + 1] = "evil"
+        options.map.evil = "x"
+        pcall(function() options.hosts.__index.has = function() return true end end)
+        options.hosts.has = nil
+        return deny(count .. " " .. tostring(options.hosts:has("b")) .. " " .. tostring(options.map.evil))
+      end]])))
+    local values = assert(definition:options({ hosts = "a", map = "k:v" }))
+    for _ = 1, 2 do
+      local chain = assert(policy.chain({ { definition = definition, options = values } }, { id = "1", name = "a" }, SERVICES))
+      assert.equal("1 false x", chain:decide("connect", { host = "x" }).reason)
+    end
+    assert.same({ "a" }, { unpack(values.hosts) })
+    assert.same({ k = "v" }, values.map)
+  end)
 end)
