@@ -37,6 +37,7 @@ local function run(argv)
 end
 
 local ACCESS = [[
+  map_hash_bucket_size 512;
   map $http_authorization $who {
     default "";
     "Bearer %s" "someone";
