@@ -7,6 +7,9 @@
 
 #include "http_reader.h"
 
+/* There is one a connection, and most connections wait. */
+_Static_assert(sizeof(struct tp_http_reader) < 1024, "what a reader that waits may hold");
+
 struct tp_http_reader *tp_http_reader_new(enum tp_http_side side) {
   struct tp_http_reader *reader = calloc(1, sizeof *reader);
   if (reader)
