@@ -10,6 +10,7 @@ static const struct {
     {"dns", tp_open_dns},
     {"scrub", tp_open_scrub},
     {"resolver", tp_open_resolver},
+    {"digest", tp_open_digest},
     {"tls", tp_open_tls},
     {"ca", tp_open_ca},
     {"flow", tp_open_flow},

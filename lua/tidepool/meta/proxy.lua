@@ -475,4 +475,67 @@ function proxy.dns.parse(bytes) end
 ---@return string? code "EBADMSG": no answer is possible, "EMSGSIZE": max_bytes is too small
 function proxy.dns.answer(query, reply, max_bytes) end
 
+proxy.digest = {}
+
+---@param bytes string
+---@return string 32 bytes
+function proxy.digest.sha256(bytes) end
+
+---@param key string
+---@param bytes string
+---@return string 32 bytes
+function proxy.digest.hmac_sha256(key, bytes) end
+
+---@param bytes string
+---@return string lower-case hex
+function proxy.digest.hex(bytes) end
+
+---@param bytes string
+---@return string
+function proxy.digest.base64(bytes) end
+
+--- Reads only what `base64` would write: the padding is there, no white space, no stray bits.
+---@param text string
+---@return string? bytes
+function proxy.digest.unbase64(text) end
+
+--- By the alphabet of URLs, without padding.
+---@param bytes string
+---@return string
+function proxy.digest.base64url(bytes) end
+
+---@param text string with or without padding
+---@return string? bytes
+function proxy.digest.unbase64url(text) end
+
+--- Random bytes of the kernel's.
+---@param count integer at most 4096
+---@return string? bytes
+---@return string? message
+---@return string? code
+function proxy.digest.random(count) end
+
+--- Compares in a time that doesn't tell where they differ.
+---@param one string
+---@param other string
+---@return boolean
+function proxy.digest.equal(one, other) end
+
+--- Seals with AES-256-GCM under a random nonce; 32 bytes longer than the text.
+---@param key string 32 bytes
+---@param bytes string
+---@param context string what the bytes are; `unseal` asks for the same
+---@return string? sealed
+---@return string? message
+---@return string? code
+function proxy.digest.seal(key, bytes, context) end
+
+---@param key string 32 bytes
+---@param sealed string
+---@param context string
+---@return string? bytes
+---@return string? message
+---@return string? code "EBADMSG" not what was sealed with this key and context
+function proxy.digest.unseal(key, sealed, context) end
+
 return proxy
