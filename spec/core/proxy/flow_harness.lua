@@ -61,7 +61,7 @@ end
 function Bench:response(header, bytes)
   local server, client = self:pair()
   assert(self:wait(server:write("HTTP/1.1 200 OK\r\n" .. header .. "\r\n\r\n" .. (bytes or ""))))
-  assert.equal(200, self:wait(client:read_head("response", 5, "GET")).status)
+  assert(self:wait(client:read_head("response", 5, "GET")))
   return server, client
 end
 
