@@ -5,11 +5,13 @@
 #include "trust.h"
 
 #include <errno.h>
+#include <mbedtls/pem.h>
 #include <stdlib.h>
 #include <string.h>
 #include <time.h>
 
 #include "../scope.h"
+#include "tls_error.h"
 
 enum { SESSIONS = 64, VERDICTS = 128 };
 
@@ -32,7 +34,27 @@ struct tp_tls_trust {
   unsigned next_session, next_verdict;
 };
 
-/* mbedTLS parses text only with its final NUL. */
+/* Each certificate by itself, as mbedTLS's own reader of bundles does, which however leaves out the
+ * roots that have critical name constraints. */
+static void parse_each(mbedtls_x509_crt *roots, const char *text) {
+  mbedtls_pem_context pem;
+  size_t used;
+  for (;; text += used) {
+    mbedtls_pem_init(&pem);
+    used = 0;
+    int result = mbedtls_pem_read_buffer(&pem, "-----BEGIN CERTIFICATE-----",
+                                         "-----END CERTIFICATE-----", (const unsigned char *)text,
+                                         NULL, 0, &used);
+    if (result == 0)
+      mbedtls_x509_crt_parse_der_with_ext_cb(roots, pem.buf, pem.buflen, 1, tp_trust_limits_known,
+                                             NULL);
+    mbedtls_pem_free(&pem);
+    if (result == MBEDTLS_ERR_PEM_NO_HEADER_FOOTER_PRESENT || used == 0)
+      return;
+  }
+}
+
+/* mbedTLS reads text up to its final NUL. */
 static int parse_bundle(mbedtls_x509_crt *roots, const char *pem, size_t length,
                         struct tp_error *err) {
   TP_FREE char *text = malloc(length + 1);
@@ -40,9 +62,9 @@ static int parse_bundle(mbedtls_x509_crt *roots, const char *pem, size_t length,
     return tp_fail(err, ENOMEM, "read certificates");
   memcpy(text, pem, length);
   text[length] = 0;
-  mbedtls_x509_crt_parse(roots, (const unsigned char *)text, length + 1);
+  parse_each(roots, text);
   if (!roots->raw.p)
-    return tp_fail(err, EBADMSG, "no certificate that can be read in %zu bytes of PEM", length);
+    return tp_tls_refuse(err, EBADMSG, "no certificate that can be read in %zu bytes of PEM", length);
   return 0;
 }
 

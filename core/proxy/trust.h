@@ -3,8 +3,8 @@
  *
  * In the egress process, unprivileged. The chain is the network's: at most 16 certificates, 64 KiB,
  * RSA keys up to 4096 bits with small exponents, so that nothing in it costs more than milliseconds.
- * SHA-2 signatures, RSA from 2048 bits, the curves P-256, P-384 and P-521. mbedTLS knows no name
- * constraints: a certificate where they are critical is refused. There is no revocation check. */
+ * SHA-2 signatures, RSA from 2048 bits, the curves P-256, P-384 and P-521. Name
+ * constraints hold. There is no revocation check. */
 #ifndef TP_PROXY_TRUST_H
 #define TP_PROXY_TRUST_H
 
@@ -51,5 +51,11 @@ bool tp_trust_name_matches(const mbedtls_x509_crt *, const char *host);
 void tp_trust_name_list(const mbedtls_x509_crt *, char *text, size_t size);
 /* A distinguished name's most telling part, made printable. */
 void tp_trust_name_of(const mbedtls_x509_name *, char *text, size_t size);
+
+/* trust_limits.c: whether the issuer's name constraints let it vouch for the host. */
+bool tp_trust_limits_allow(const mbedtls_x509_crt *issuer, const char *host);
+/* For mbedTLS's parser (mbedtls_x509_crt_ext_cb_t): yes to name constraints, though critical. */
+int tp_trust_limits_known(void *context, const mbedtls_x509_crt *, const mbedtls_x509_buf *oid,
+                          int critical, const unsigned char *at, const unsigned char *end);
 
 #endif

@@ -78,8 +78,8 @@ static int parse_chain(struct tp_trust_check *check, struct tp_error *err) {
   for (unsigned i = 0; i < check->count; offset += check->lengths[i++]) {
     mbedtls_x509_crt *certificate = &check->parsed[check->parsed_count];
     mbedtls_x509_crt_init(certificate);
-    int result = mbedtls_x509_crt_parse_der_nocopy(certificate, check->bytes + offset,
-                                                   check->lengths[i]);
+    int result = mbedtls_x509_crt_parse_der_with_ext_cb(
+        certificate, check->bytes + offset, check->lengths[i], 0, tp_trust_limits_known, NULL);
     if (result == 0 && is_affordable(certificate)) {
       check->parsed_count++;
       continue;
@@ -114,16 +114,21 @@ static void order_chain(struct tp_trust_check *check) {
 
 /* What mbedTLS found, by depth, the leaf being 0. */
 struct findings {
+  const char *host;
   uint32_t flags;
   int64_t until;
   const mbedtls_x509_crt *untimely; /* the one that has expired or is yet to start */
   const mbedtls_x509_crt *untrusted; /* the one whose issuer is not known */
+  const mbedtls_x509_crt *limited;   /* the one that may not vouch for the host */
 };
 
 static int note(void *context, mbedtls_x509_crt *certificate, int depth, uint32_t *flags) {
   struct findings *findings = context;
   int64_t ends = seconds_of(&certificate->valid_to);
-  (void)depth;
+  if (depth > 0 && !tp_trust_limits_allow(certificate, findings->host)) {
+    findings->limited = certificate;
+    *flags |= MBEDTLS_X509_BADCERT_OTHER;
+  }
   if (ends < findings->until)
     findings->until = ends;
   if (*flags & (MBEDTLS_X509_BADCERT_EXPIRED | MBEDTLS_X509_BADCERT_FUTURE))
@@ -174,6 +179,12 @@ static int fail_chain(const struct tp_trust_check *check, const struct findings 
                    check->host);
   if (findings->untimely)
     return fail_untimely(check, findings->untimely, err);
+  if (findings->limited) {
+    char issuer[128];
+    tp_trust_name_of(&findings->limited->subject, issuer, sizeof issuer);
+    return tp_tls_refuse(err, EKEYREJECTED, "certificate of %s: \"%s\" may not vouch for this host",
+                         check->host, issuer);
+  }
   return tp_tls_refuse(err, EKEYREJECTED, "certificate of %s can't be verified", check->host);
 }
 
@@ -192,7 +203,7 @@ static int check_purpose(struct tp_trust_check *check, struct tp_error *err) {
 }
 
 static int verify(struct tp_trust_check *check, struct tp_error *err) {
-  struct findings findings = {.until = time(NULL) + REUSE};
+  struct findings findings = {.host = check->host, .until = time(NULL) + REUSE};
   uint32_t flags;
   order_chain(check);
   int result = mbedtls_x509_crt_verify_with_profile(

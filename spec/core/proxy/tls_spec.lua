@@ -323,6 +323,50 @@ describe("a TLS client end", function()
     end
   end)
 
+  -- An authority below the root whose certificate says for whom it may vouch.
+  local function limited(limits)
+    local directory = support.scratch()
+    local base = ("%s/limited-%s"):format(directory, support.unique())
+    local result = support.run({ "sh", "-ec", [[
+      openssl req -new -newkey ec -pkeyopt ec_paramgen_curve:P-256 -nodes -keyout $1.key -subj "/CN=Limited" -out $1.csr
+      printf 'basicConstraints=critical,CA:TRUE\nkeyUsage=critical,keyCertSign\nnameConstraints=%s\n' "$2" > $1.ext
+      openssl x509 -req -in $1.csr -CA $3 -CAkey $4 -CAcreateserial -days 3 -extfile $1.ext -out $1.pem]],
+      "sh", base, limits, root.cert, root.key })
+    assert.equal(0, result.code, result.stderr)
+    local pem = support.read(base .. ".pem")
+    return setmetatable({ key = base .. ".key", cert = base .. ".pem", pem = pem, directory = root.directory,
+      chain = { pem } }, getmetatable(root))
+  end
+
+  it("keeps to name constraints, critical or not, of roots and of those below", function()
+    local inside, outside = "critical,permitted;DNS:upstream.test", "permitted;DNS:.elsewhere.test"
+    local but = "critical,permitted;DNS:.test,excluded;DNS:www.upstream.test"
+    assert(ask(limited(inside):leaf({ hosts = { HOST } })))
+    for _, limits in ipairs({ outside, but, "critical,permitted;DNS:am.test" }) do
+      local _, message, code = ask(limited(limits):leaf({ hosts = { HOST } }))
+      assert.same({ "certificate of www.upstream.test: \"Limited\" may not vouch for this host", "EKEYREJECTED" },
+        { message, code })
+    end
+    -- As a root, by itself: mbedTLS alone would leave it out of the bundle.
+    local anchor = limited(inside)
+    anchor.chain = {}
+    assert(ask(anchor:leaf({ hosts = { HOST } }), nil, assert(proxy.tls.trust(anchor.pem))))
+    assert(ask(limited("permitted;IP:10.0.0.0/255.0.0.0"):leaf({ hosts = { HOST } })))
+  end)
+
+  it("keeps to name constraints on addresses", function()
+    local function told(limits)
+      local server, port = harness.openssl_server(limited(limits):leaf({ hosts = { "127.0.0.1" } }))
+      local text = harness.ask(port, trust, "127.0.0.1")
+      server:stop()
+      return text ~= nil
+    end
+    assert.is_true(told("permitted;IP:127.0.0.0/255.0.0.0"))
+    assert.is_false(told("permitted;IP:10.0.0.0/255.0.0.0"))
+    assert.is_false(told("excluded;IP:0.0.0.0/0.0.0.0"))
+    assert.is_true(told("permitted;DNS:upstream.test"))
+  end)
+
   it("resumes a server's sessions, without its certificate being shown again", function()
     local server, port = harness.openssl_server(certificates.good.ec(root, HOST), { "-no_ticket", "-tls1_2", "-www" })
     local own = assert(proxy.tls.trust(root.pem))
