@@ -1,5 +1,6 @@
 -- Steering: no way out of a sandbox but the sockets that we hold, and everything of its own left alone.
 -- The same sentences for both ways, core.steer's "bpf" and "tproxy".
+local uv = require("luv")
 local async = require("tidepool.async")
 local core = require("tidepool.core")
 local cgroup = require("tidepool.server.cgroup")
@@ -305,6 +306,18 @@ describe("a sandbox's steering", function()
         box:stop()
       end
     end
+  end))
+
+  it("is undone with the sandbox where its rules can't be put in", task(function()
+    local before, path = support.fd_count(), os.getenv("PATH")
+    uv.os_setenv("PATH", "/no/such/directory")
+    local made, message, code = start("tproxy")
+    uv.os_setenv("PATH", path)
+    assert.is_nil(made)
+    assert.equal("ENOENT", code)
+    assert.truthy(message:find("steering", 1, true), message)
+    assert.same({}, cgroup.names(host.cgroups))
+    assert.equal(before, support.fd_count())
   end))
 
   it("does without IPv6 where the machine does", task(function()
