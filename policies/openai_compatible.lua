@@ -250,9 +250,7 @@ return policy {
         end,
         request = request,
         log = account,
-        body = function(event)
-          return event.method == "POST" and options.largest or nil
-        end,
+        body = options.largest,
         tail = options.tokens and TAIL or nil,
       },
     }
