@@ -27,14 +27,16 @@ local unbounded = strings.__index
 
 local OVER = {} -- raised when a limit is exceeded; its text is in the run
 local current -- the run whose code is on the stack, if any
-local watchdog = { arm = function() end, disarm = function() end }
+local IDLE = { arm = function() end, disarm = function() end }
+local watchdog -- the C one where the process has it (the egress process), else IDLE
 
 --- The functions that methods of strings reach while policy code runs; set once by the environment.
 budget.bounded = unbounded
 
---- Takes the C watchdog into use: { arm = function(text), disarm = function() }.
+--- Takes a watchdog into use: { arm = function(text), disarm = function() }; nil is the one there is.
 function budget.watch(with)
-  watchdog = with
+  local proxy = package.loaded["tidepool.proxy"]
+  watchdog = with or proxy and proxy.watchdog or IDLE
 end
 
 local function exceed(run, what)
@@ -134,9 +136,11 @@ end
 
 --- Runs fn within the limits. `who` names it to the watchdog. Returns true and fn's results, or nil,
 -- message, code: "EDQUOT" when a limit was exceeded, "EFAULT" when fn raised.
--- Inside a run, it is part of that run.
 function budget.run(who, fn, ...)
   assert(not current, "policy code runs inside policy code")
+  if not watchdog then
+    budget.watch()
+  end
   local run = { who = who, used = 0, seconds = 0, fetches = 0, waited = 0 }
   enter(run)
   return finish(run, pcall(fn, ...))

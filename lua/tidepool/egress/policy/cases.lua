@@ -167,11 +167,7 @@ local function run_case(definition, case)
     sandbox[key] = value
   end
   local states = { [definition.name] = case.state }
-  local made
-  made, message = chain.new({ { definition = definition, options = options } }, sandbox, services_of(case), states)
-  if not made then
-    return nil, message
-  end
+  local made = chain.new({ { definition = definition, options = options } }, sandbox, services_of(case), states)
   for i, step in ipairs(case.steps or { case }) do
     local ok
     ok, message = run_step(made, definition.name, step)

@@ -261,7 +261,8 @@ local function key_of(taken, name)
   return taken[name] == 1 and name or name .. "#" .. taken[name]
 end
 
---- A chain of instances: chain | nil, message.
+--- A chain of instances. Raises when one can't be made, though its options passed: its text does something
+-- else from one time to the next.
 ---@param list { definition: table, options: table }[]
 ---@param sandbox { id: string, name: string, labels: table?, image: string? }
 ---@param services { secret: function?, log: function?, fetch: function?, now: function }
@@ -274,7 +275,7 @@ local function new(list, sandbox, services, states)
     local state = copy(states and states[key] or {}, MOST_DEPTH * 4)
     local member, message = item.definition:instance(item.options, services, state)
     if not member then
-      return nil, ("policy %s: %s"):format(item.definition.name, message)
+      error(("policy %s: %s"):format(item.definition.name, message), 0)
     end
     member.key = key
     member.saved = next(state) ~= nil and environment.json.encode(state) or nil

@@ -182,25 +182,16 @@ end
 local Definition = {}
 Definition.__index = Definition
 
--- Given values may hold lists and maps of the caller's; hooks get tables of their own.
-local function checked(definition, given)
-  local values, message = options.check(definition.schema, given)
-  if not values then
-    return nil, ("policy %s: %s"):format(definition.name, message)
-  end
-  return values
-end
-
 --- The options as hooks will see them: table | nil, message. Also tries the hosts they lead to.
 function Definition:options(given)
-  local values, message = checked(self, given)
+  local values, message = options.check(self.schema, given)
   if not values then
     return nil, message
   end
   local map
   map, message = handlers(self.declared, self.name, values)
   if map == nil then
-    return nil, ("policy %s: %s"):format(self.name, message)
+    return nil, message
   end
   return values
 end
@@ -227,7 +218,7 @@ end
 -- `values` are what Definition:options returned; `state` is the table kept for it, if any.
 function Definition:instance(values, services, state)
   local message
-  values, message = checked(self, values) -- a copy: hooks of two sandboxes share no table
+  values, message = options.check(self.schema, values) -- a copy: hooks of two sandboxes share no table
   if not values then
     return nil, message
   end

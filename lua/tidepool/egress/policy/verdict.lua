@@ -2,8 +2,8 @@
 --
 -- Pure; runs wherever policies do. A hook gets an opaque token back from `allow{...}` and its like, so
 -- that what was checked is what is carried out, and a mistake is told with the policy's own line.
--- A plain verdict is { action, reason, status, host, port, headers, body, changes }; `changes` holds
--- headers, path, to, private, ca, mismatch, scrub.
+-- A plain verdict is { action, reason, status, host, headers, body, changes }; `host` is "host" or
+-- "host:port"; `changes` holds headers, path, to, private, ca, mismatch, scrub.
 local hosts = require("tidepool.egress.policy.hosts")
 
 local verdict = {}
@@ -174,7 +174,8 @@ function build.redirect(target, changes)
   if not host then
     fail("redirect needs \"host\" or \"host:port\"")
   end
-  return { action = "redirect", host = host, port = port, changes = check_changes(changes) }
+  local name = host:find(":", 1, true) and "[" .. host .. "]" or host
+  return { action = "redirect", host = port and name .. ":" .. port or name, changes = check_changes(changes) }
 end
 
 function build.respond(status, headers, body)

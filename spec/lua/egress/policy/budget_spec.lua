@@ -87,7 +87,7 @@ describe("the time budget", function()
       disarm = function() calls[#calls + 1] = "disarmed" end,
     })
     reason("now() return deny()")
-    budget.watch({ arm = function() end, disarm = function() end })
+    budget.watch()
     assert.same({ "policy p of sandbox box, connect", "disarmed", "policy p of sandbox box, connect", "disarmed" },
       { calls[#calls - 3], calls[#calls - 2], calls[#calls - 1], calls[#calls] })
   end)
