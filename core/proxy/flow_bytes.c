@@ -208,6 +208,10 @@ static enum tp_io send_output(struct tp_conn *conn, struct tp_error *err) {
 /* Room of at least `want` in the output chunk. */
 static enum tp_io output_room(struct tp_conn *conn, size_t want, struct tp_error *err) {
   struct tp_chunk *chunk = conn->output;
+  if (conn->fd < 0) {
+    tp_fail(err, EPIPE, "connection is closed");
+    return TP_IO_FAILED;
+  }
   if (chunk && TP_CHUNK_SIZE - chunk->end >= want)
     return TP_IO_OK;
   if (chunk) {
