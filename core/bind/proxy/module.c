@@ -11,6 +11,7 @@ static const struct {
     {"scrub", tp_open_scrub},
     {"resolver", tp_open_resolver},
     {"digest", tp_open_digest},
+    {"watchdog", tp_open_watchdog},
     {"tls", tp_open_tls},
     {"ca", tp_open_ca},
     {"flow", tp_open_flow},

@@ -538,4 +538,35 @@ function proxy.digest.seal(key, bytes, context) end
 ---@return string? code "EBADMSG" not what was sealed with this key and context
 function proxy.digest.unseal(key, sealed, context) end
 
+proxy.watchdog = {}
+
+--- From now on a run (from `arm` to `disarm`) of more than `seconds` of CPU time, give or take a tenth, ends the process with
+--- exit code 99. `fd` is a file of at least a page, shared with whoever will `read` it. Takes SIGPROF.
+---@param options { seconds?: number, fd: tidepool.Fd|integer } seconds: 1 by default
+---@return boolean? started
+---@return string? message
+---@return string? code "EALREADY" once a process, "EINVAL" no page
+function proxy.watchdog.start(options) end
+
+--- A run begins. Before `start` this does nothing. No system call, about 0.1 µs.
+---@param text string who runs; cut at 512 bytes
+function proxy.watchdog.arm(text) end
+
+--- The run has come back.
+function proxy.watchdog.disarm() end
+
+--- Who took too long. When the process ended otherwise while someone ran: nil, and who that was.
+---@param fd tidepool.Fd|integer
+---@return string? overdue printable ASCII
+---@return string? running or a message
+---@return string? code "EBADMSG" it is no such page
+function proxy.watchdog.read(fd) end
+
+--- Caps the process's memory for good: what exceeds it is Lua's "not enough memory", which pcall catches.
+---@param bytes integer how many more than are mapped now
+---@return boolean? limited
+---@return string? message
+---@return string? code
+function proxy.watchdog.limit_memory(bytes) end
+
 return proxy
