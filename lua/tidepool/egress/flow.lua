@@ -142,6 +142,15 @@ function Handle:cancel()
   return self.loop.flow:cancel(self.token)
 end
 
+--- What it ended with, ending it after `grace` seconds if need be.
+function Handle:finish(grace)
+  if not self.ended:is_set() and grace > 0 then
+    self.ended:wait(grace)
+  end
+  self:cancel()
+  return self.ended:wait()
+end
+
 --- As Loop:pump, but returns at once, with a handle to :wait() for or to :cancel().
 function Loop:start_pump(from, to, options, timeout)
   return handle(self, from, to, self.flow:pump(from.conn, to.conn, options, timeout))

@@ -13,6 +13,7 @@ function pool.new()
   return setmetatable({ by_key = {}, count = 0 }, Pool)
 end
 
+-- Takes it out: true, or false when somebody did already.
 local function remove(self, key, entry)
   local list = self.by_key[key]
   for i, other in ipairs(list or {}) do
@@ -30,14 +31,15 @@ end
 
 --- A connection with this key that was idle and is still open, or nil.
 function Pool:take(key)
-  local list = self.by_key[key]
-  local entry = list and list[#list]
-  if not entry then
-    return nil
+  while self.by_key[key] do
+    local list = self.by_key[key]
+    local entry = list[#list]
+    remove(self, key, entry)
+    if entry.watch:cancel() then
+      return entry.conn
+    end
+    entry.conn:close() -- the other end has closed it, or said what nobody asked for
   end
-  remove(self, key, entry)
-  entry.watch:cancel()
-  return entry.conn
 end
 
 --- Keeps a connection for the next request; closes it when the other end does, or when it was idle for long.
@@ -46,12 +48,12 @@ function Pool:put(key, conn)
     conn:close()
     return
   end
-  local entry = { conn = conn, watch = conn:watch_close(IDLE) }
+  local entry = { conn = conn, watch = conn:watch_close() }
   self.by_key[key] = self.by_key[key] or {}
   table.insert(self.by_key[key], entry)
   self.count = self.count + 1
   async.spawn(function()
-    entry.watch:wait()
+    entry.watch:finish(IDLE)
     if remove(self, key, entry) then
       conn:close()
     end
