@@ -352,6 +352,16 @@ row("nftables", function()
     nft and "use a kernel with CONFIG_BPF_SYSCALL, or CONFIG_NF_TABLES and CONFIG_NFT_TPROXY" or "apt-get install nftables")
 end)
 
+row("certificates", function()
+  for _, path in ipairs({ "/etc/ssl/certs/ca-certificates.crt", "/etc/pki/tls/certs/ca-bundle.crt" }) do
+    if exists(path) then
+      return ok(path)
+    end
+  end
+  return warn("no bundle", "egress trusts no server on the internet, only those that policies name with a `ca`",
+    "apt-get install ca-certificates")
+end)
+
 row("CRIU", function()
   local cost = "no memory snapshots: sandboxes can't sleep on disk or fork live (both are still to come)"
   local fix = "extract criu 4.2 or newer from a newer Debian suite into the state directory"

@@ -73,6 +73,10 @@ local function show_server(info)
     ("%-17s%d, %d running\n"):format("sandboxes", info.sandboxes, info.running),
     ("%-17s%s\n"):format("cgroups", info.cgroups),
   }
+  for i, one in ipairs(info.egress or {}) do
+    local state = one.pid and ("pid %d, %d sandboxes"):format(one.pid, one.sandboxes) or one.problem or "starting"
+    out[#out + 1] = ("%-17s%d: %s\n"):format(i == 1 and "egress" or "", one.number, format.clean(state))
+  end
   if info.unenforced and #info.unenforced > 0 then
     out[#out + 1] = ("%-17s%s\n"):format("not enforced", table.concat(info.unenforced, "; "))
   end

@@ -77,7 +77,7 @@ function placeholder.make(value)
     if length == #rest and length - separators - #row[3] >= RANDOM then
       local kept = {}
       for at, char in rest:gmatch("()([-_.])") do
-        kept[at] = char
+        kept[at] = (is_uuid or at > #row[3]) and char or nil
       end
       local at = 0
       letters = letters:gsub(".", function()
