@@ -1,9 +1,9 @@
 /* The certificate authority of one sandbox: made in process, it signs a certificate a host, so that
  * the proxy can stand in for every server that the sandbox talks to.
  *
- * In the egress process, which alone holds the CA's key while it serves; only the certificate enters
- * the sandbox. All keys are P-256. Every leaf has the same key, made when the CA is opened and never
- * written down. The certificates keep to what the strictest clients ask for (python's
+ * In the egress process, which alone holds the CA's key while it serves; only the certificate
+ * enters the sandbox. All keys are P-256. Every leaf has the same key, made when the CA is opened
+ * and never written down. The certificates keep to what the strictest clients ask for (python's
  * VERIFY_X509_STRICT, go, node, gnutls): key identifiers, critical basicConstraints and keyUsage,
  * subjectAltName, extendedKeyUsage. They start in the past, for clocks that are behind. */
 #ifndef TP_PROXY_CA_H

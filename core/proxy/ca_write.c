@@ -85,16 +85,18 @@ static int set_alt_name(mbedtls_x509write_cert *writer, const char *host) {
   unsigned char address[16], buffer[HOST_MAX + 16];
   const unsigned char *name = (const unsigned char *)host;
   size_t length = strlen(host);
-  int kind = MBEDTLS_X509_SAN_DNS_NAME;
+  unsigned char kind = MBEDTLS_ASN1_CONTEXT_SPECIFIC | MBEDTLS_X509_SAN_DNS_NAME;
   if (inet_pton(AF_INET, host, address) == 1)
-    name = address, length = 4, kind = MBEDTLS_X509_SAN_IP_ADDRESS;
+    name = address, length = 4;
   else if (inet_pton(AF_INET6, host, address) == 1)
-    name = address, length = 16, kind = MBEDTLS_X509_SAN_IP_ADDRESS;
+    name = address, length = 16;
+  if (name == address)
+    kind = MBEDTLS_ASN1_CONTEXT_SPECIFIC | MBEDTLS_X509_SAN_IP_ADDRESS;
 
   unsigned char *at = buffer + sizeof buffer;
   int used = mbedtls_asn1_write_raw_buffer(&at, buffer, name, length);
   used += mbedtls_asn1_write_len(&at, buffer, length);
-  used += mbedtls_asn1_write_tag(&at, buffer, (unsigned char)(MBEDTLS_ASN1_CONTEXT_SPECIFIC | kind));
+  used += mbedtls_asn1_write_tag(&at, buffer, kind);
   used += mbedtls_asn1_write_len(&at, buffer, (size_t)used);
   used += mbedtls_asn1_write_tag(&at, buffer, MBEDTLS_ASN1_CONSTRUCTED | MBEDTLS_ASN1_SEQUENCE);
   return mbedtls_x509write_crt_set_extension(writer, EXTENSION(SUBJECT_ALT_NAME), 0, at,

@@ -164,7 +164,7 @@ void tp_tls_free(struct tp_tls *tls) {
   tp_trust_check_free(tls->check);
   tp_tls_identity_release(tls->identity);
   tp_tls_trust_release(tls->trust);
-  explicit_bzero(&tls->server, sizeof tls->server); /* the larger one; keys */
+  explicit_bzero(tls, sizeof *tls); /* keys, and what was said last */
   free(tls);
 }
 
@@ -254,7 +254,8 @@ int tp_tls_failure(const struct tp_tls *tls, struct tp_error *err) {
     return 0;
   if (tls->check && tp_trust_check_failure(tls->check, err) < 0)
     return -1;
-  return tp_tls_explain(number, tls->is_client, tls->open, tls->is_client ? tls->host : "client", err);
+  const char *peer = tls->is_client ? tls->host : "client";
+  return tp_tls_explain(number, tls->is_client, tls->open, peer, err);
 }
 
 const char *tp_tls_alpn(const struct tp_tls *tls) {

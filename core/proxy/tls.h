@@ -34,7 +34,8 @@ enum {
   TP_TLS_TAKES_RECORDS = 1, /* room for bytes of the peer */
   TP_TLS_HAS_RECORDS = 2,   /* bytes for the peer wait */
   TP_TLS_HAS_DATA = 4,      /* plaintext of the peer waits; until it is read no record is taken */
-  TP_TLS_TAKES_DATA = 8,    /* room for plaintext. First seen: the handshake is done */
+  TP_TLS_TAKES_DATA = 8,    /* room for plaintext. First seen: the handshake is done (which a
+                             * record that leaves may complete, as well as one that comes) */
   TP_TLS_CLOSED = 16,       /* nothing more either way: closed by both, or failed */
 };
 unsigned tp_tls_state(const struct tp_tls *);

@@ -64,7 +64,8 @@ static int parse_bundle(mbedtls_x509_crt *roots, const char *pem, size_t length,
   text[length] = 0;
   parse_each(roots, text);
   if (!roots->raw.p)
-    return tp_tls_refuse(err, EBADMSG, "no certificate that can be read in %zu bytes of PEM", length);
+    return tp_tls_refuse(err, EBADMSG, "no certificate that can be read in %zu bytes of PEM",
+                         length);
   return 0;
 }
 

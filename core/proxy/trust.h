@@ -1,9 +1,9 @@
-/* Whom a TLS client believes: a bundle of root certificates, and the check of a peer's chain against
- * it, by mbedTLS, in the shape that BearSSL's handshake asks for (br_x509_class).
+/* Whom a TLS client believes: a bundle of root certificates, and the check of a peer's chain
+ * against it, by mbedTLS, in the shape that BearSSL's handshake asks for (br_x509_class).
  *
  * In the egress process, unprivileged. The chain is the network's: at most 16 certificates, 64 KiB,
- * RSA keys up to 4096 bits with small exponents, so that nothing in it costs more than milliseconds.
- * SHA-2 signatures, RSA from 2048 bits, the curves P-256, P-384 and P-521. Name
+ * RSA keys up to 4096 bits with small exponents, so that nothing in it costs more than
+ * milliseconds. SHA-2 signatures, RSA from 2048 bits, the curves P-256, P-384 and P-521. Name
  * constraints hold. There is no revocation check. */
 #ifndef TP_PROXY_TRUST_H
 #define TP_PROXY_TRUST_H
@@ -28,7 +28,7 @@ void tp_trust_check_free(struct tp_trust_check *);
 const br_x509_class **tp_trust_check_engine(struct tp_trust_check *);
 /* -1 and why when the chain was refused, else 0. */
 int tp_trust_check_failure(const struct tp_trust_check *, struct tp_error *err);
-/* Until when the verdict may be reused, 0 when there was none: a resumed handshake shows no chain. */
+/* Until when the verdict may be reused; 0 without one, a resumed handshake showing no chain. */
 int64_t tp_trust_check_until(const struct tp_trust_check *);
 
 /* Sessions by host, so that a new connection resumes: a round trip and the signatures less. A
@@ -38,7 +38,7 @@ void tp_trust_session_save(struct tp_tls_trust *, const char *host,
                            const br_ssl_session_parameters *, int64_t until);
 void tp_trust_session_forget(struct tp_tls_trust *, const char *host);
 
-/* Shared with trust_chain.c: whether this very chain was found good for the host, lately. */
+/* For trust_chain.c: whether this very chain was found good for the host, lately. */
 const mbedtls_x509_crt *tp_trust_roots(const struct tp_tls_trust *);
 bool tp_trust_verdict_load(const struct tp_tls_trust *, const unsigned char digest[32],
                            int64_t *until);

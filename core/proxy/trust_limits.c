@@ -1,5 +1,5 @@
-/* Name constraints: for which hosts a CA may vouch. mbedTLS refuses them where they are critical and
- * passes over them elsewhere, so they are read here. See trust.h.
+/* Name constraints: for which hosts a CA may vouch. mbedTLS refuses them where they are critical
+ * and passes over them elsewhere, so they are read here. See trust.h.
  *
  * Checked is the host that the handshake is about, against dNSName and iPAddress subtrees, RFC 5280
  * 4.2.1.10; a kind of name that the CA's list has no subtree of is not constrained. Constraints on
