@@ -168,7 +168,7 @@ end)
 describe("a placeholder", function()
   it("has the shape of its secret", function()
     for value, pattern in pairs({
-      [VALUE] = "^ghp_TIDEPOOL%w+$",
+      [VALUE] = "^ghp_tidepool%w+$",
       ["sk-proj-" .. ("aB3_"):rep(20)] = "^sk%-proj%-TIDEPOOL",
       ["sk-ant-api03-" .. ("aB3-"):rep(20)] = "^sk%-ant%-api03%-TIDEPOOL",
       ["AKIAIOSFODNN7EXAMPLE"] = "^AKIATIDEPOOL[2-7A-Z]+$",
