@@ -12,6 +12,7 @@ static const struct {
     {"resolver", tp_open_resolver},
     {"digest", tp_open_digest},
     {"watchdog", tp_open_watchdog},
+    {"confine", tp_open_confine},
     {"tls", tp_open_tls},
     {"ca", tp_open_ca},
     {"flow", tp_open_flow},

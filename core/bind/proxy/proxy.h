@@ -18,6 +18,7 @@ int tp_open_scrub(lua_State *L);
 int tp_open_resolver(lua_State *L);
 int tp_open_digest(lua_State *L);
 int tp_open_watchdog(lua_State *L);
+int tp_open_confine(lua_State *L);
 
 int tp_open_http(lua_State *L);
 int tp_open_hello(lua_State *L);

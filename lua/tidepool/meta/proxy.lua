@@ -569,4 +569,21 @@ function proxy.watchdog.read(fd) end
 ---@return string? code
 function proxy.watchdog.limit_memory(bytes) end
 
+proxy.confine = {}
+
+---@class tidepool.Confinement
+---@field uid integer of nobody else, not 0
+---@field gid integer
+---@field memory? integer bytes that it may map beyond what it has now
+---@field files? integer descriptors; by default what the kernel grants, up to a million
+
+--- Gives up for good: files (an empty read-only root), capabilities, root, processes, new kinds of sockets, and every system
+--- call that the egress process doesn't need (they fail with EPERM). It stays in its network namespace and can connect, by
+--- TCP and UDP. Load every module first: `require` finds nothing afterwards. After a failure the process must end.
+---@param options tidepool.Confinement
+---@return boolean? confined
+---@return string? message
+---@return string? code "EPERM" it isn't root, "EBUSY" it has threads
+function proxy.confine.enter(options) end
+
 return proxy
