@@ -1,6 +1,7 @@
 /* The flow's loop: which sockets are ready, which operations get their turn, what has ended. */
 #include <errno.h>
 #include <stdlib.h>
+#include <string.h>
 #include <sys/epoll.h>
 #include <sys/eventfd.h>
 #include <sys/timerfd.h>
@@ -99,10 +100,11 @@ struct tp_chunk *tp_chunk_take(struct tp_flow *flow) {
   if (chunk) {
     flow->chunks = chunk->next;
     flow->chunk_count--;
-  } else if (!(chunk = malloc(sizeof *chunk))) {
+  } else if (!(chunk = malloc(sizeof *chunk + TP_CHUNK_SIZE))) {
     return NULL;
   }
   chunk->next = NULL;
+  chunk->size = TP_CHUNK_SIZE;
   chunk->start = chunk->end = 0;
   return chunk;
 }
@@ -112,13 +114,42 @@ void tp_chunk_give(struct tp_flow *flow, struct tp_chunk **held) {
   *held = NULL;
   if (!chunk)
     return;
-  if (flow->chunk_count >= TP_CHUNKS_KEPT) {
+  if (flow->chunk_count >= TP_CHUNKS_KEPT || chunk->size < TP_CHUNK_SIZE) {
     free(chunk);
     return;
   }
   chunk->next = flow->chunks;
   flow->chunks = chunk;
   flow->chunk_count++;
+}
+
+static void move_content(struct tp_flow *flow, struct tp_chunk **held, struct tp_chunk *to) {
+  struct tp_chunk *from = *held;
+  to->end = from->end - from->start;
+  to->start = 0;
+  memcpy(to->bytes, from->bytes + from->start, to->end);
+  tp_chunk_give(flow, held);
+  *held = to;
+}
+
+void tp_chunk_shrink(struct tp_flow *flow, struct tp_chunk **held) {
+  size_t length = (*held)->end - (*held)->start;
+  if (length * 4 > (*held)->size)
+    return;
+  struct tp_chunk *small = malloc(sizeof *small + length);
+  if (!small)
+    return;
+  small->next = NULL;
+  small->size = length;
+  move_content(flow, held, small);
+}
+
+int tp_chunk_grow(struct tp_flow *flow, struct tp_chunk **held) {
+  struct tp_chunk *large = tp_chunk_take(flow);
+  if (!large)
+    return -1;
+  move_content(flow, held, large);
+  return 0;
 }
 
 static void note_event(struct tp_conn *conn, uint32_t events) {

@@ -40,6 +40,23 @@ static enum tp_io receive(struct tp_conn *conn, char *bytes, size_t room, size_t
   return TP_IO_OK;
 }
 
+/* Room behind what is there: all of a chunk but what is unread. */
+static int input_room(struct tp_conn *conn) {
+  if (!conn->input && !(conn->input = tp_chunk_take(conn->flow)))
+    return -1;
+  if (conn->input->size < TP_CHUNK_SIZE && tp_chunk_grow(conn->flow, &conn->input) < 0)
+    return -1;
+  struct tp_chunk *chunk = conn->input;
+  if (chunk->start == chunk->end)
+    chunk->start = chunk->end = 0;
+  if (chunk->end == chunk->size && chunk->start > 0) {
+    memmove(chunk->bytes, chunk->bytes + chunk->start, chunk->end - chunk->start);
+    chunk->end -= chunk->start;
+    chunk->start = 0;
+  }
+  return 0;
+}
+
 enum tp_io tp_conn_fill(struct tp_conn *conn, struct tp_error *err) {
   if (conn->fd < 0) {
     tp_fail(err, EPIPE, "connection is closed");
@@ -49,26 +66,26 @@ enum tp_io tp_conn_fill(struct tp_conn *conn, struct tp_error *err) {
     return TP_IO_ENDED;
   if (!conn->readable)
     return TP_IO_BLOCKED;
-  if (!conn->input && !(conn->input = tp_chunk_take(conn->flow))) {
+  if (input_room(conn) < 0) {
     tp_fail(err, ENOMEM, "read");
     return TP_IO_FAILED;
   }
   struct tp_chunk *chunk = conn->input;
-  if (chunk->start == chunk->end)
-    chunk->start = chunk->end = 0;
-  if (chunk->end == TP_CHUNK_SIZE && chunk->start > 0) {
-    memmove(chunk->bytes, chunk->bytes + chunk->start, chunk->end - chunk->start);
-    chunk->end -= chunk->start;
-    chunk->start = 0;
-  }
-  if (chunk->end == TP_CHUNK_SIZE)
+  if (chunk->end == chunk->size)
     return TP_IO_OK; /* full; whoever asks looks at what there is */
   size_t got = 0;
-  enum tp_io io = receive(conn, chunk->bytes + chunk->end, TP_CHUNK_SIZE - chunk->end, &got, err);
+  enum tp_io io = receive(conn, chunk->bytes + chunk->end, chunk->size - chunk->end, &got, err);
   chunk->end += got;
   if (chunk->start == chunk->end)
     tp_chunk_give(conn->flow, &conn->input);
   return io;
+}
+
+void tp_conn_rest(struct tp_conn *conn) {
+  if (conn->http)
+    tp_http_forget(conn->http);
+  if (conn->input)
+    tp_chunk_shrink(conn->flow, &conn->input);
 }
 
 static void take_input(struct tp_conn *conn, size_t length) {

@@ -205,6 +205,8 @@ static int step_close(struct tp_op *op) {
   enum tp_io io = conn->shut ? TP_IO_OK : tp_conn_end(conn, &op->err);
   if (io == TP_IO_BLOCKED)
     return TP_STEP_WAIT;
+  tp_tls_free(conn->tls); /* what comes is not looked at, and the wait may be long */
+  conn->tls = NULL;
   int what = io == TP_IO_FAILED || conn->ended ? TP_STEP_DONE : discard(conn);
   if (what == TP_STEP_DONE) {
     op->done = true; /* or shredding would cancel it */

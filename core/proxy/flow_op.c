@@ -206,6 +206,8 @@ void tp_op_free(struct tp_op *op) {
   unqueue(op);
   untime(op);
   take_token(flow, op);
+  if (op->from && !op->from->reader)
+    tp_conn_rest(op->from);
   struct tp_conn *from = op->from, *to = op->to;
   if (op->hello)
     tp_hello_free(op->hello);

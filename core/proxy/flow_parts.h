@@ -20,8 +20,8 @@ enum {
 
 struct tp_chunk {
   struct tp_chunk *next;
-  size_t start, end;
-  char bytes[TP_CHUNK_SIZE];
+  size_t start, end, size; /* smaller than TP_CHUNK_SIZE where a little waits for long */
+  char bytes[];
 };
 
 struct tp_flow {
@@ -76,6 +76,8 @@ void tp_flow_release(struct tp_flow *flow);
 uint64_t tp_flow_clock(void); /* microseconds */
 struct tp_chunk *tp_chunk_take(struct tp_flow *flow);
 void tp_chunk_give(struct tp_flow *flow, struct tp_chunk **chunk);
+void tp_chunk_shrink(struct tp_flow *flow, struct tp_chunk **chunk);
+int tp_chunk_grow(struct tp_flow *flow, struct tp_chunk **chunk);
 
 /* flow_op.c. tp_op_begin steps the operation for the first time. */
 struct tp_op *tp_op_new(enum tp_op_kind kind, struct tp_conn *from, struct tp_conn *to,
@@ -115,6 +117,8 @@ enum tp_io tp_conn_put(struct tp_conn *conn, const char *bytes, size_t length, s
 enum tp_io tp_conn_flush(struct tp_conn *conn, struct tp_error *err);
 /* Reads more of the socket behind what is buffered, for those who need to see it in one piece. */
 enum tp_io tp_conn_fill(struct tp_conn *conn, struct tp_error *err);
+/* Nobody reads it for now: holds no more than what is unread. */
+void tp_conn_rest(struct tp_conn *conn);
 /* Let TLS take what was read and send what it has: for a handshake. */
 enum tp_io tp_conn_feed(struct tp_conn *conn, struct tp_error *err);
 enum tp_io tp_conn_send_records(struct tp_conn *conn, bool all, struct tp_error *err);
