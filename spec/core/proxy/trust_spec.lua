@@ -107,6 +107,25 @@ describe("a TLS client end", function()
     assert(ask(limited("permitted;IP:10.0.0.0/255.0.0.0"):leaf({ hosts = { HOST } })))
   end)
 
+  it("follows chains only so far", function()
+    local deep = root
+    for i = 1, 9 do
+      deep = deep:intermediate({ name = "Level " .. i })
+    end
+    local _, message, code = ask(deep:leaf({ hosts = { HOST } }))
+    assert.equal("EKEYREJECTED", code)
+    assert.matches("certificate of www.upstream.test can't be verified", message, 1, true)
+
+    local wide = root:intermediate()
+    for i = 2, 16 do
+      wide.chain[i] = wide.pem
+    end
+    _, message, code = ask(wide:leaf({ hosts = { HOST } }))
+    assert.same({ "certificate chain of www.upstream.test is too long", "EKEYREJECTED" }, { message, code })
+    table.remove(wide.chain)
+    assert(ask(wide:leaf({ hosts = { HOST } })))
+  end)
+
   it("keeps to name constraints on addresses", function()
     local function told(limits)
       local server, port = harness.openssl_server(limited(limits):leaf({ hosts = { "127.0.0.1" } }))
