@@ -17,6 +17,7 @@ local Pool = {}
 Pool.__index = Pool
 
 local RESERVE = 8 -- certificate authorities that wait for a create
+local FILL_AFTER = 0.02 -- seconds
 local READY = 15 -- seconds that a start of a process may take
 local RETRY, LONGEST_RETRY = 1, 30 -- seconds between starts in a row
 local IDLE = 60 -- seconds until one that serves nobody is ended
@@ -346,25 +347,30 @@ function Pool:take_ca()
   return self:call_any("make_ca", { name = "Tidepool sandbox" })
 end
 
---- Fills the reserve in the background, from a process that is there.
+local function fill_one(self)
+  local one
+  for _, member in pairs(self.members) do
+    one = one or member.process and member.ready:is_set() and member.process
+  end
+  local ca = one and one:call("make_ca", { name = "Tidepool sandbox" })
+  self.reserve[#self.reserve + 1] = ca
+  return ca ~= nil
+end
+
+--- Fills the reserve in the background, from a process that is there: a moment later, since that one has
+--- a sandbox to attach just now.
 function Pool:fill()
   if self.filling or self.closed then
     return
   end
-  self.filling = true
-  async.spawn(function()
-    while #self.reserve < RESERVE and not self.closed do
-      local one
-      for _, member in pairs(self.members) do
-        one = one or member.process and member.ready:is_set() and member.process
+  self.filling = async.after(FILL_AFTER, function()
+    async.spawn(function()
+      local more = true
+      while more and #self.reserve < RESERVE and not self.closed do
+        more = fill_one(self)
       end
-      local ca = one and one:call("make_ca", { name = "Tidepool sandbox" })
-      if not ca then
-        break
-      end
-      self.reserve[#self.reserve + 1] = ca
-    end
-    self.filling = false
+      self.filling = nil
+    end)
   end)
 end
 
