@@ -18,7 +18,7 @@ local function open()
     os.rename(path, path .. ".1")
     stat = nil
   end
-  local file, message = io.open(path, "a")
+  local file, message = io.open(path, "ae") -- "e": closed in whatever we start
   if not file then
     return nil, message, "EIO"
   end
