@@ -18,6 +18,7 @@ local Guest = {}
 Guest.__index = Guest
 
 local LEAVES = 256 -- certificates kept, one a host
+local RENEW = 2 * 86400 -- seconds before its end that a certificate is minted anew
 local SAVE_AFTER = 1 -- seconds between a change of a policy's state and its saving
 local ACCEPTS = 64 -- connections accepted in one turn of the loop
 
@@ -250,7 +251,7 @@ end
 --- The certificate for a host or address, minted when first needed.
 function Guest:identity(host)
   local leaf = self.leaves[host]
-  if leaf then
+  if leaf and leaf:expires() - os.time() > RENEW then
     return leaf
   end
   local message, code
@@ -261,7 +262,8 @@ function Guest:identity(host)
   if self.leaf_count >= LEAVES then
     self.leaves, self.leaf_count = {}, 0
   end
-  self.leaves[host], self.leaf_count = leaf, self.leaf_count + 1
+  self.leaf_count = self.leaf_count + (self.leaves[host] and 0 or 1)
+  self.leaves[host] = leaf
   return leaf
 end
 
