@@ -17,7 +17,7 @@ static int step_head(struct tp_op *op) {
     if (io == TP_IO_FAILED || (io == TP_IO_ENDED && tp_http_end(conn->http, &op->err) < 0))
       return tp_op_failed(op);
     if (io == TP_IO_ENDED)
-      return tp_op_eof(op, "closed between messages");
+      return tp_op_end(op, TP_FLOW_EOF, "closed between messages");
     ssize_t used = tp_http_head(conn->http, bytes, length, &op->head, &op->err);
     if (used < 0)
       return tp_op_failed(op);
@@ -175,7 +175,7 @@ static int step_read(struct tp_op *op) {
   if (io == TP_IO_BLOCKED)
     return TP_STEP_WAIT;
   if (io == TP_IO_ENDED)
-    return tp_op_eof(op, "closed");
+    return tp_op_end(op, TP_FLOW_EOF, "closed");
   if (io == TP_IO_FAILED)
     return tp_op_failed(op);
   op->length = length < op->most ? length : op->most;

@@ -180,7 +180,7 @@ struct tp_op *tp_op_begin(struct tp_op *op) {
   bool closing = op->kind == TP_OP_CLOSE;
   flow->now = tp_flow_clock() / 1000;
   tp_op_progress(op);
-  int what = op->refused ? tp_op_fail(op, EPIPE, "connection is closed") : op->step(op);
+  int what = op->refused ? tp_op_end(op, EPIPE, "connection is closed") : op->step(op);
   if (what != TP_STEP_DONE && !closing && give_token(flow, op) < 0) {
     tp_fail(&op->err, ENOMEM, "begin operation");
     what = tp_op_failed(op);
@@ -232,14 +232,14 @@ int tp_op_fail(struct tp_op *op, int code, const char *what) {
   return tp_op_failed(op);
 }
 
-int tp_op_eof(struct tp_op *op, const char *what) {
-  op->err.code = TP_FLOW_EOF;
+int tp_op_end(struct tp_op *op, int code, const char *what) {
+  op->err.code = code;
   snprintf(op->err.message, sizeof op->err.message, "%s", what);
   return tp_op_failed(op);
 }
 
 static void end_early(struct tp_op *op, int code, const char *what) {
-  tp_op_fail(op, code, what);
+  tp_op_end(op, code, what);
   detach(op);
   finish(op);
 }

@@ -89,7 +89,7 @@ void tp_op_progress(struct tp_op *op);
 /* Have the timer look at it in time for its deadline and its wake_at, at which op->woken is set. */
 void tp_op_time(struct tp_op *op);
 int tp_op_fail(struct tp_op *op, int code, const char *what); /* TP_STEP_DONE */
-int tp_op_eof(struct tp_op *op, const char *what);
+int tp_op_end(struct tp_op *op, int code, const char *what); /* the message as it is */
 int tp_op_failed(struct tp_op *op);                           /* the same; op->err is filled */
 void tp_op_cancel(struct tp_op *op, const char *why);
 void tp_op_expire(struct tp_flow *flow);
@@ -119,13 +119,27 @@ enum tp_io tp_conn_flush(struct tp_conn *conn, struct tp_error *err);
 enum tp_io tp_conn_fill(struct tp_conn *conn, struct tp_error *err);
 /* Nobody reads it for now: holds no more than what is unread. */
 void tp_conn_rest(struct tp_conn *conn);
-/* Let TLS take what was read and send what it has: for a handshake. */
-enum tp_io tp_conn_feed(struct tp_conn *conn, struct tp_error *err);
-enum tp_io tp_conn_send_records(struct tp_conn *conn, bool all, struct tp_error *err);
 /* Why it can't be used any more. */
 int tp_conn_code(struct tp_conn *conn);
 /* No more will be written. Call when flushed. */
 enum tp_io tp_conn_end(struct tp_conn *conn, struct tp_error *err);
+
+/* What the two parts of that share. tp_conn_transmit: one send, *sent of length. tp_output_send: OK when
+ * the output chunk is empty. tp_output_room: at least `want` at its end. */
+enum tp_io tp_conn_transmit(struct tp_conn *conn, const void *bytes, size_t length, size_t *sent,
+                            struct tp_error *err);
+enum tp_io tp_output_send(struct tp_conn *conn, struct tp_error *err);
+enum tp_io tp_output_room(struct tp_conn *conn, size_t want, struct tp_error *err);
+void tp_input_take(struct tp_conn *conn, size_t length);
+
+/* flow_records.c: view and room under TLS. tp_conn_feed lets the engine take what was read, or reads;
+ * tp_conn_send_records moves its records on: into the chunk while they fit, with `all` to the kernel. */
+enum tp_io tp_records_view(struct tp_conn *conn, char **bytes, size_t *length,
+                           struct tp_error *err);
+enum tp_io tp_records_room(struct tp_conn *conn, size_t want, char **bytes, size_t *room,
+                           struct tp_error *err);
+enum tp_io tp_conn_feed(struct tp_conn *conn, struct tp_error *err);
+enum tp_io tp_conn_send_records(struct tp_conn *conn, bool all, struct tp_error *err);
 
 /* flow_http.c: the next of the body that the last head announced, of at most so many bytes of the
  * connection. Consume `used` when done with it. FAILED also when it was cut off. */

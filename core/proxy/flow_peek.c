@@ -96,7 +96,7 @@ static int step_peek(struct tp_op *op) {
       return show(op, bytes, length);
     }
     if (io == TP_IO_ENDED)
-      return tp_op_eof(op, "closed before it said anything");
+      return tp_op_end(op, TP_FLOW_EOF, "closed before it said anything");
     if (io == TP_IO_BLOCKED)
       return TP_STEP_WAIT;
   }

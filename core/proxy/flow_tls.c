@@ -9,7 +9,7 @@ static int refuse(struct tp_op *op) {
   tp_conn_send_records(op->from, true, &ignored);
   if (tp_tls_failure(op->from->tls, &op->err) < 0)
     return tp_op_failed(op);
-  return tp_op_fail(op, EPROTO, "TLS handshake: the peer ended it");
+  return tp_op_end(op, EPROTO, "TLS handshake: the peer ended it");
 }
 
 static int fail_handshake(struct tp_op *op) {
@@ -39,7 +39,7 @@ static int step_handshake(struct tp_op *op) {
     if (io == TP_IO_BLOCKED)
       return TP_STEP_WAIT;
     if (io == TP_IO_ENDED)
-      return tp_op_fail(op, ECONNRESET, "TLS handshake: the peer closed the connection");
+      return tp_op_end(op, ECONNRESET, "TLS handshake: the peer closed the connection");
     if (io == TP_IO_FAILED)
       return fail_handshake(op);
   }

@@ -167,7 +167,7 @@ describe("a flow", function()
     it("ends an operation that nothing ends, and not much later", function()
       local near, far = bench:pair()
       local began = uv.hrtime()
-      assert.same({ nil, "timed out: Connection timed out", "ETIMEDOUT" }, { bench:wait(near:read_head("response", 0.3, "GET")) })
+      assert.same({ nil, "timed out", "ETIMEDOUT" }, { bench:wait(near:read_head("response", 0.3, "GET")) })
       local took = (uv.hrtime() - began) / 1e9
       assert.is_true(took >= 0.3 and took < 0.7, took)
       assert.equal("ETIMEDOUT", (select(3, bench:wait(near:write(("x"):rep(32 * 2 ^ 20), 0.2)))))
