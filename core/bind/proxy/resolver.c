@@ -1,6 +1,7 @@
 /* proxy.resolver: names to addresses, without blocking. Lua waits on resolver:number(). */
 #include <arpa/inet.h>
 #include <errno.h>
+#include <stdbool.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -22,22 +23,25 @@ static double number_field(lua_State *L, const char *name, double otherwise) {
   return value;
 }
 
+/* As libc does with resolv.conf and hosts, what is no address is passed over; but not all servers. */
+static bool is_fatal(int outcome, const struct tp_error *err) {
+  return outcome < 0 && err->code != EINVAL;
+}
+
 static int add_servers(lua_State *L, struct tp_resolver *resolver, struct tp_error *err) {
-  int outcome = 0;
+  int outcome = 0, added = 0;
   lua_getfield(L, 1, "servers");
   if (!lua_isnil(L, -1))
     luaL_checktype(L, -1, LUA_TTABLE);
-  for (int i = 1; lua_istable(L, -1) && outcome == 0; i++) {
-    lua_rawgeti(L, -1, i);
-    if (lua_isnil(L, -1)) {
-      lua_pop(L, 1);
-      break;
-    }
+  size_t count = lua_istable(L, -1) ? lua_objlen(L, -1) : 0;
+  for (size_t i = 1; i <= count && !is_fatal(outcome, err); i++) {
+    lua_rawgeti(L, -1, (int)i);
     outcome = tp_resolver_add_server(resolver, luaL_checkstring(L, -1), err);
+    added += outcome == 0;
     lua_pop(L, 1);
   }
   lua_pop(L, 1);
-  return outcome;
+  return added ? (is_fatal(outcome, err) ? -1 : 0) : outcome;
 }
 
 /* The list of addresses on the top of the stack, of the name below it. */
@@ -46,12 +50,12 @@ static int add_host(lua_State *L, struct tp_resolver *resolver, struct tp_error 
                 "hosts must map names to lists of addresses");
   const char *name = lua_tostring(L, -2);
   int outcome = 0;
-  for (size_t i = 1; i <= lua_objlen(L, -1) && outcome == 0; i++) {
+  for (size_t i = 1; i <= lua_objlen(L, -1) && !is_fatal(outcome, err); i++) {
     lua_rawgeti(L, -1, (int)i);
     outcome = tp_resolver_add_host(resolver, name, luaL_checkstring(L, -1), err);
     lua_pop(L, 1);
   }
-  return outcome;
+  return is_fatal(outcome, err) ? -1 : 0;
 }
 
 static int add_hosts(lua_State *L, struct tp_resolver *resolver, struct tp_error *err) {

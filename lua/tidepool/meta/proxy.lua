@@ -112,15 +112,15 @@ function Resolver:close() end
 proxy.resolver = {}
 
 ---@class tidepool.ResolverOptions
----@field servers? string[] "address", "address:port" or "[address]:port"; at most 8 are used
----@field hosts? table<string, string[]> names that are answered from here
+---@field servers? string[] "address", "address:port" or "[address]:port"; what is none is passed over, at most 8 are used
+---@field hosts? table<string, string[]> names that are answered from here; what is no address is passed over
 ---@field timeout? number seconds for a nameserver's first try, 2; later tries get more
 ---@field tries? integer 3
 
 ---@param options tidepool.ResolverOptions
 ---@return tidepool.Resolver? resolver
 ---@return string? message
----@return string? code "EINVAL" an address is none, "EMFILE", "ENOMEM"
+---@return string? code "EINVAL" no server is an address, "EMFILE", "ENOMEM"
 function proxy.resolver.new(options) end
 
 --- What kind of place an IP address is. An IPv6 address that carries an IPv4 one (mapped, compatible, NAT64, 6to4, Teredo)

@@ -253,11 +253,16 @@ describe("the resolver", function()
     assert.are_not.equal(first, seen.ids)
   end)
 
-  it("refuses what is no server or host, and says when there is none", function()
-    for _, options in ipairs({ { servers = { "ns.test" } }, { servers = { "1.2.3.4:0" } }, { servers = { "1.2.3.4:70000" } },
-      { servers = { "[::1" } }, { hosts = { a = { "b" } } } }) do
-      assert.equal("EINVAL", (select(3, proxy.resolver.new(options))))
+  it("passes over what is no address among servers and hosts, as libc does, but not all servers", function()
+    assert.same({ "203.0.113.9", "2001:db8::7" }, (resolve("both.test", { servers = { "ns.test", server, "fe80::1%eth0" } })))
+    local hosts = { a = { "b" }, box = { "10.1", "10.1.2.3", "fe80::1%lo0" } }
+    assert.same({ "10.1.2.3" }, (resolve("box", { servers = {}, hosts = hosts })))
+    for _, text in ipairs({ "ns.test", "1.2.3.4:0", "1.2.3.4:70000", "1.2.3.4:53x", "[::1", "[::1]53", "" }) do
+      assert.equal("EINVAL", (select(3, proxy.resolver.new({ servers = { text } }))), text)
     end
+  end)
+
+  it("says when there is no nameserver, and when it is closed", function()
     local resolver = assert(proxy.resolver.new({ servers = {} }))
     assert.equal("ENETUNREACH", (select(3, resolver:query("a.test"))))
     resolver:close()
