@@ -11,7 +11,7 @@
 
 int LLVMFuzzerTestOneInput(const uint8_t *bytes, size_t length);
 
-#define MOST 12000u
+#define MOST 6000u
 
 struct input {
   const uint8_t *bytes;
