@@ -1,11 +1,12 @@
 /* Moves the bytes of many connections in one thread: sockets, plain or under TLS, HTTP messages on
  * them, pumps and relays between two of them.
  *
- * Runs in the egress process, unprivileged; every byte comes from a sandbox or from the network. The
- * flow owns its connections and operations. It never calls back: its one descriptor is readable when
- * there is work, tp_flow_run does it, tp_flow_next hands out what has ended. An operation starts at
- * once and may have ended (op->done) when its start function returns; otherwise it is known by its
- * token. A connection has at most one reading and one writing operation, which its users check. */
+ * Runs in the egress process, unprivileged; every byte comes from a sandbox or from the network.
+ * The flow owns its connections and operations. It never calls back: its one descriptor is readable
+ * when there is work, tp_flow_run does it, tp_flow_next hands out what has ended. An operation
+ * starts at once and may have ended (op->done) when its start function returns; otherwise it is
+ * known by its token. A connection has at most one reading and one writing operation, which its
+ * users check. */
 #ifndef TP_PROXY_FLOW_H
 #define TP_PROXY_FLOW_H
 
@@ -52,7 +53,7 @@ struct tp_op {
 
   enum tp_peek peek;               /* TP_OP_PEEK, with the hello or the first bytes */
   struct tp_hello *hello;
-  char *bytes;                     /* TP_OP_PEEK, TP_OP_BODY, TP_OP_READ; TP_OP_WRITE: what is to be sent */
+  char *bytes; /* TP_OP_PEEK, TP_OP_BODY, TP_OP_READ; TP_OP_WRITE: what is to be sent */
   size_t length;
   const struct tp_http_head *head; /* TP_OP_HEAD; until the operation is freed */
   bool data;                       /* TP_OP_WATCH: something came, it was not the end */
@@ -87,14 +88,16 @@ void tp_flow_settle(struct tp_flow *flow);
 int tp_flow_cancel(struct tp_flow *flow, uint64_t token);
 void tp_op_free(struct tp_op *op);
 
-/* Both return a connection with one reference, the caller's. tp_flow_adopt takes the descriptor over
- * (also when it fails). tp_flow_connect: `address` is a literal; *op as for the functions below. */
+/* Both return a connection with one reference, the caller's. tp_flow_adopt takes the descriptor
+ * over (also when it fails). tp_flow_connect: `address` is a literal; *op as for the functions
+ * below. */
 struct tp_conn *tp_flow_adopt(struct tp_flow *flow, int fd, struct tp_error *err);
 struct tp_conn *tp_flow_connect(struct tp_flow *flow, const char *address, unsigned port,
                                 uint64_t limit, struct tp_op **op, struct tp_error *err);
 /* Give the reference back; an open connection is closed. */
 void tp_conn_release(struct tp_conn *conn);
-/* Send what is queued and the end, then close; in the background, at most 5 s. Cancels its operations. */
+/* Send what is queued and the end, then close; in the background, at most 5 s. Cancels its
+ * operations. */
 void tp_conn_close(struct tp_conn *conn);
 /* Close now, by a TCP reset. */
 void tp_conn_reset(struct tp_conn *conn);
@@ -105,7 +108,8 @@ bool tp_conn_is_writing(const struct tp_conn *conn);
 int tp_conn_fd(const struct tp_conn *conn);
 const struct tp_tls *tp_conn_tls(const struct tp_conn *conn);
 void tp_conn_stats(const struct tp_conn *conn, uint64_t *read, uint64_t *written);
-bool tp_conn_side(const struct tp_conn *conn, enum tp_http_side *side); /* false: no head read yet */
+/* False: no head was read yet. */
+bool tp_conn_side(const struct tp_conn *conn, enum tp_http_side *side);
 
 /* Operations. `limit` in ms, 0 for none. NULL only when there is no memory. */
 struct tp_op *tp_conn_peek(struct tp_conn *conn, uint64_t limit);
@@ -125,7 +129,7 @@ struct tp_op *tp_flow_relay(struct tp_conn *a, struct tp_conn *b, struct tp_scru
 enum tp_framing { TP_FRAME_LENGTH, TP_FRAME_CHUNKED, TP_FRAME_NONE, TP_FRAME_EOF };
 
 struct tp_pump_options {
-  enum tp_framing framing; /* of what is written. LENGTH and EOF: the bytes as they are; NONE: dropped */
+  enum tp_framing framing; /* of what is written. LENGTH, EOF: bytes as they are; NONE: dropped */
   struct tp_scrub *scrub;  /* or NULL. What one finds that only detects ends the pump with EILSEQ */
   size_t tail;             /* so many of the last bytes are kept for the caller */
 };

@@ -1,5 +1,5 @@
-/* Plain bytes of a connection, in and out, whatever lies between them and the socket: its chunks, and
- * under TLS what flow_records.c does. A chunk is held only while it holds something. */
+/* Plain bytes of a connection, in and out, whatever lies between them and the socket: its chunks,
+ * and under TLS what flow_records.c does. A chunk is held only while it holds something. */
 #include <errno.h>
 #include <string.h>
 #include <sys/socket.h>
@@ -153,8 +153,8 @@ enum tp_io tp_output_send(struct tp_conn *conn, struct tp_error *err) {
   struct tp_chunk *chunk = conn->output;
   while (chunk && chunk->start < chunk->end) {
     size_t sent = 0;
-    enum tp_io io = tp_conn_transmit(conn, chunk->bytes + chunk->start, chunk->end - chunk->start, &sent,
-                             err);
+    enum tp_io io = tp_conn_transmit(conn, chunk->bytes + chunk->start,
+                                     chunk->end - chunk->start, &sent, err);
     if (io != TP_IO_OK)
       return io;
     chunk->start += sent;

@@ -99,14 +99,14 @@ int tp_peek_time_out(struct tp_op *op); /* 0: that is a result too */
 /* flow_conn.c */
 struct tp_conn *tp_conn_retain(struct tp_conn *conn);
 void tp_conn_drop(struct tp_conn *conn);  /* gives one of the flow's own references back */
-void tp_conn_shred(struct tp_conn *conn); /* closes the descriptor and frees what the socket needed */
+void tp_conn_shred(struct tp_conn *conn); /* closes the socket and frees what it needed */
 
 /* flow_bytes.c: plain bytes in and out, whatever lies between them and the socket.
  *
  * tp_conn_view shows what can be read, tp_conn_consume takes it. tp_conn_room gives at least `want`
  * (<= 4096) bytes to write to, tp_conn_commit says how many were; they leave when there is a good
- * load, all of them with tp_conn_flush: OK when the kernel has everything. tp_conn_put is room, copy
- * and commit in one, for at least one byte of `length`. FAILED fills err. */
+ * load, all of them with tp_conn_flush: OK when the kernel has everything. tp_conn_put is room,
+ * copy and commit in one, for at least one byte of `length`. FAILED fills err. */
 enum tp_io tp_conn_view(struct tp_conn *conn, char **bytes, size_t *length, struct tp_error *err);
 void tp_conn_consume(struct tp_conn *conn, size_t length);
 enum tp_io tp_conn_room(struct tp_conn *conn, size_t want, char **bytes, size_t *room,
@@ -124,16 +124,17 @@ int tp_conn_code(struct tp_conn *conn);
 /* No more will be written. Call when flushed. */
 enum tp_io tp_conn_end(struct tp_conn *conn, struct tp_error *err);
 
-/* What the two parts of that share. tp_conn_transmit: one send, *sent of length. tp_output_send: OK when
- * the output chunk is empty. tp_output_room: at least `want` at its end. */
+/* What the two parts of that share. tp_conn_transmit: one send, *sent of length. tp_output_send: OK
+ * when the output chunk is empty. tp_output_room: at least `want` at its end. */
 enum tp_io tp_conn_transmit(struct tp_conn *conn, const void *bytes, size_t length, size_t *sent,
                             struct tp_error *err);
 enum tp_io tp_output_send(struct tp_conn *conn, struct tp_error *err);
 enum tp_io tp_output_room(struct tp_conn *conn, size_t want, struct tp_error *err);
 void tp_input_take(struct tp_conn *conn, size_t length);
 
-/* flow_records.c: view and room under TLS. tp_conn_feed lets the engine take what was read, or reads;
- * tp_conn_send_records moves its records on: into the chunk while they fit, with `all` to the kernel. */
+/* flow_records.c: view and room under TLS. tp_conn_feed lets the engine take what was read, or
+ * reads; tp_conn_send_records moves its records on: into the chunk while they fit, with `all` to
+ * the kernel. */
 enum tp_io tp_records_view(struct tp_conn *conn, char **bytes, size_t *length,
                            struct tp_error *err);
 enum tp_io tp_records_room(struct tp_conn *conn, size_t want, char **bytes, size_t *room,
@@ -151,8 +152,8 @@ struct tp_span {
 enum tp_io tp_conn_next_body(struct tp_conn *conn, size_t most, struct tp_span *span,
                              struct tp_error *err);
 
-/* flow_pump.c. tp_pump_scrub puts the next piece behind what is held, once nothing is ready any more;
- * -1: a detecting scrub has found something. */
+/* flow_pump.c. tp_pump_scrub puts the next piece behind what is held, once nothing is ready any
+ * more; -1: a detecting scrub has found something. */
 struct tp_pump *tp_pump_new(const struct tp_pump_options *options);
 void tp_pump_free(struct tp_pump *pump);
 int tp_pump_scrub(struct tp_op *op, const struct tp_span *span);

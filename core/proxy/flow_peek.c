@@ -21,9 +21,13 @@ static int judge_tls(struct tp_op *op, const char *bytes, size_t *length) {
   return 1;
 }
 
+static bool is_method(char letter) {
+  return (letter >= 'A' && letter <= 'Z') || letter == '-';
+}
+
 static int judge_line(struct tp_op *op, const char *bytes, size_t *length) {
   size_t method = 0;
-  while (method < *length && ((bytes[method] >= 'A' && bytes[method] <= 'Z') || bytes[method] == '-'))
+  while (method < *length && is_method(bytes[method]))
     method++;
   op->peek = TP_PEEK_OTHER;
   if (method == *length && method <= METHOD_MOST)

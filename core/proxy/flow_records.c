@@ -1,5 +1,5 @@
-/* Plain bytes of a connection under TLS: through the windows of its engine, while the chunks between
- * it and the socket hold records. */
+/* Plain bytes of a connection under TLS: through the windows of its engine, while the chunks
+ * between it and the socket hold records. */
 #include <errno.h>
 #include <string.h>
 

@@ -1,5 +1,5 @@
-/* Sockets that were steered here: whom a client meant to reach, and datagrams that are answered from
- * the address they were sent to. Runs in the egress process, on sockets it was handed. */
+/* Sockets that were steered here: whom a client meant to reach, and datagrams that are answered
+ * from the address they were sent to. Runs in the egress process, on sockets it was handed. */
 #ifndef TP_PROXY_SOCKET_H
 #define TP_PROXY_SOCKET_H
 
@@ -11,7 +11,7 @@
 #include "../error.h"
 
 struct tp_endpoint {
-  char address[INET6_ADDRSTRLEN]; /* an IPv4 address in IPv6's clothes is undressed; "" for others */
+  char address[INET6_ADDRSTRLEN]; /* ::ffff:1.2.3.4 is 1.2.3.4; "" for what is no IP socket */
   unsigned port;
 };
 

@@ -1,5 +1,5 @@
-/* A connection of proxy.flow, and what is done on one. Closed when it is collected; what the flow still
- * has to do then, to send what is queued, it does without. */
+/* A connection of proxy.flow, and what is done on one. Closed when it is collected; what the flow
+ * still has to do then, to send what is queued, it does without. */
 #include "flow.h"
 
 #define CONN_TYPE "tidepool.Conn"
@@ -123,7 +123,7 @@ static int l_close(lua_State *L) {
   return 0;
 }
 
-/* conn:reset(); on a closed connection it is harmless, on one that is closing it cuts that short. */
+/* conn:reset(); harmless on a closed connection; cuts the end of one that is closing short. */
 static int l_reset(lua_State *L) {
   struct tp_conn **conn = luaL_checkudata(L, 1, CONN_TYPE);
   if (*conn)

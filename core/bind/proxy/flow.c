@@ -1,8 +1,7 @@
 /* proxy.flow: connections and what is done on them. Lua waits on flow:number().
  *
  * An operation returns 0 and its results when it ended at once, else a token, and flow:run() tells
- * what it ended with. A connection's Lua handle closes it when collected; what the flow still has to
- * do then, to send what is queued, it does without. */
+ * what it ended with. */
 #include "flow.h"
 
 #define FLOW_TYPE "tidepool.Flow"
@@ -144,9 +143,10 @@ static int l_relay(lua_State *L) {
 }
 
 int tp_open_flow(lua_State *L) {
-  static const luaL_Reg flow[] = {{"number", l_number}, {"run", l_run},         {"cancel", l_cancel},
-                                  {"adopt", l_adopt},   {"connect", l_connect}, {"pump", l_pump},
-                                  {"relay", l_relay},   {"close", l_close_flow}, {NULL, NULL}};
+  static const luaL_Reg flow[] = {
+      {"number", l_number}, {"run", l_run},   {"cancel", l_cancel}, {"adopt", l_adopt},
+      {"connect", l_connect}, {"pump", l_pump}, {"relay", l_relay}, {"close", l_close_flow},
+      {NULL, NULL}};
   static const luaL_Reg functions[] = {{"new", l_new}, {NULL, NULL}};
   tp_define_class(L, FLOW_TYPE, l_close_flow, flow);
   tp_define_conn(L);

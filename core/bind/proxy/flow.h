@@ -1,5 +1,5 @@
-/* What the bindings of the flow share: its connections' Lua handles, and how an operation's results look
- * in Lua, whether it ended at once or is told by flow:run(). */
+/* What the bindings of the flow share: its connections' Lua handles, and how an operation's results
+ * look in Lua, whether it ended at once or is told by flow:run(). */
 #ifndef TP_BIND_PROXY_FLOW_H
 #define TP_BIND_PROXY_FLOW_H
 
@@ -17,7 +17,7 @@ void tp_define_conn(lua_State *L);
 
 /* Push what an operation ended with; how many values. */
 int tp_push_results(lua_State *L, const struct tp_op *op);
-/* What a start function returns: a token, or 0 and the results of what has ended, which is freed. */
+/* What a start function returns: a token, or 0 and the results of what has ended and is freed. */
 int tp_push_begun(lua_State *L, struct tp_op *op);
 
 /* Whatever the results raise (no memory), the operation is freed. */
