@@ -130,7 +130,11 @@ end
 -- One that samples by itself has `measure`, which returns { ours, peers } of statistics.
 local function sample(measurement, peers)
   if measurement.measure then
-    local taken = measurement.measure()
+    local ok, taken = pcall(measurement.measure)
+    if not ok then
+      note("  %s is left out: %s", measurement.name, tostring(taken))
+      return nil
+    end
     return {
       name = measurement.name, unit = measurement.unit, goal = measurement.goal, worst = measurement.worst,
       n = taken.ours.n, ours = taken.ours, peers = taken.peers,
@@ -230,6 +234,15 @@ local function met(result)
   return result.ours.median <= result.goal
 end
 
+-- A peer's figures: the median, the 99th percentile where the table shows it, how much better we are.
+local function peer_cell(result, peer, with_p99)
+  if not peer then
+    return "-"
+  end
+  local p99 = with_p99 and peer.p99 ~= peer.median and ", " .. figure(peer.p99) or ""
+  return string.format("%s%s (%s)", figure(peer.median), p99, ratio(result, peer))
+end
+
 -- The lines of a table with a column for each of `peers`.
 local function render_table(results, peers)
   local rows = { { "", "unit", "n", "ours", "p99", "goal", "" } }
@@ -242,8 +255,7 @@ local function render_table(results, peers)
       result.goal and figure(result.goal) or "-", result.goal and (met(result) and "met" or "missed") or "",
     }
     for _, name in ipairs(peers) do
-      local peer = result.peers[name]
-      row[#row + 1] = peer and string.format("%s (%s)", figure(peer.median), ratio(result, peer)) or "-"
+      row[#row + 1] = peer_cell(result, result.peers[name], peers ~= PEERS)
     end
     rows[#rows + 1] = row
     if result.with_destroy then
@@ -283,6 +295,10 @@ function bench.render(results, missing)
   end
   lines[#lines + 1] = "Medians; in brackets, how many times ours is better. The peers' create includes their destroy, and"
   lines[#lines + 1] = "is compared with ours and destroy. Peers run on the same root file system, as root, by their programs."
+  if #others > 0 then
+    lines[#lines + 1] = "Of the egress process: direct is TLS to the same server without a proxy, mitmproxy a reverse proxy with"
+    lines[#lines + 1] = "TLS on both sides; behind a comma their 99th percentile. Client, proxy and server share the machine."
+  end
   if #missing > 0 then
     lines[#lines + 1] = "Not installed: " .. table.concat(missing, ", ") .. " (bench --install-peers)."
   end
@@ -360,8 +376,10 @@ local function measure(options, found)
           if not options.only or options.only == measurement.name or options.only == file then
             note("%s ...", measurement.name)
             local result = sample(measurement, found)
-            result.columns = group.peers
-            results[#results + 1] = result
+            if result then
+              result.columns = group.peers
+              results[#results + 1] = result
+            end
           end
         end
         if group.close then
