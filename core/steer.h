@@ -37,7 +37,8 @@ int tp_steer_probe(struct tp_error *err);
 int tp_steer_open(enum tp_steer_mode mode, int map, const int sockets[TP_STEER_SOCKETS],
                   struct tp_error *err);
 
-/* From now on connections are refused, and those that nobody has accepted yet are reset. */
+/* From now on connections are refused, and those that nobody has accepted yet are reset. Root inside
+ * can destroy the listeners (accept then fails with EINVAL); this makes them new as well. */
 int tp_steer_shut(enum tp_steer_mode mode, int map, const int sockets[TP_STEER_SOCKETS],
                   struct tp_error *err);
 

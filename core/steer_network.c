@@ -211,9 +211,11 @@ int tp_steer_open(enum tp_steer_mode mode, int map, const int sockets[TP_STEER_S
   return 0;
 }
 
-/* A listener that is shut down drops its queue and keeps its address. */
+/* Disconnected, a listener drops its queue and keeps its address. Not by shutdown, for root inside may
+ * have destroyed it (SOCK_DESTROY), and then it would listen again and accept what is shut already. */
 static int drop_queue(int fd) {
-  return shutdown(fd, SHUT_RD) < 0 && errno != ENOTCONN ? -1 : listen(fd, BACKLOG);
+  struct sockaddr nobody = {.sa_family = AF_UNSPEC};
+  return connect(fd, &nobody, sizeof nobody) < 0 ? -1 : listen(fd, BACKLOG);
 }
 
 int tp_steer_shut(enum tp_steer_mode mode, int map, const int sockets[TP_STEER_SOCKETS],

@@ -8,10 +8,13 @@
  *   ping ADDRESS                   waits for an echo
  *   self LISTEN ADDRESS PORT       listens, connects to itself by that address
  *   bind tcp|udp ADDRESS PORT [shared|transparent]
- *   raw ADDRESS PORT [PROTOCOL]    a packet of its own making: ok when it was answered */
+ *   raw ADDRESS PORT [PROTOCOL]    a packet of its own making: ok when it was answered
+ *   destroy ADDRESS PORT           ends the listener there, whoever's it is, as ss -K does */
 #define _GNU_SOURCE
 #include <arpa/inet.h>
 #include <errno.h>
+#include <linux/inet_diag.h>
+#include <linux/netlink.h>
 #include <netinet/in.h>
 #include <netinet/ip.h>
 #include <netinet/tcp.h>
@@ -194,6 +197,31 @@ static int raw(const char *text, int port, int protocol) {
   }
 }
 
+static int destroy(const char *text, int port) {
+  union name name = address(text, port);
+  bool v4 = name.any.sa_family == AF_INET;
+  struct {
+    struct nlmsghdr head;
+    struct inet_diag_req_v2 what;
+  } request = {.head = {.nlmsg_len = sizeof request, .nlmsg_type = 21, /* SOCK_DESTROY */
+                        .nlmsg_flags = NLM_F_REQUEST | NLM_F_ACK},
+               .what = {.sdiag_family = (uint8_t)name.any.sa_family,
+                        .sdiag_protocol = IPPROTO_TCP,
+                        .idiag_states = ~0u,
+                        .id = {.idiag_sport = htons((uint16_t)port), .idiag_cookie = {~0u, ~0u}}}};
+  memcpy(request.what.id.idiag_src, v4 ? (void *)&name.in4.sin_addr : (void *)&name.in6.sin6_addr,
+         v4 ? 4 : 16);
+  struct {
+    struct nlmsghdr head;
+    struct nlmsgerr error;
+  } reply;
+  int fd = socket(AF_NETLINK, SOCK_RAW, NETLINK_SOCK_DIAG);
+  if (fd < 0 || send(fd, &request, sizeof request, 0) < 0 || recv(fd, &reply, sizeof reply, 0) < 0)
+    return end();
+  errno = -reply.error.error;
+  return errno ? end() : (puts("ok"), 0);
+}
+
 int main(int argc, char **argv) {
   const char *what = argc > 1 ? argv[1] : "", *third = argc > 4 ? argv[4] : NULL;
   if (strcmp(what, "ping") == 0 && argc == 3)
@@ -209,6 +237,8 @@ int main(int argc, char **argv) {
     return tcp(argv[2], port, third, 262, false);
   if (strcmp(what, "udp") == 0)
     return udp(argv[2], port, third);
+  if (strcmp(what, "destroy") == 0)
+    return destroy(argv[2], port);
   if (strcmp(what, "raw") == 0)
     return raw(argv[2], port, third ? atoi(third) : IPPROTO_TCP);
   if (strcmp(what, "self") == 0 && argc == 5)
