@@ -222,6 +222,39 @@ describe("a confined process", function()
     assert.equal(0, result.code, result.stderr)
   end)
 
+  it("makes certificates and speaks TLS and HTTP through the pump", function()
+    local result = run([=[
+      local listener = uv.new_tcp()
+      listener:bind("127.0.0.1", 0)
+      listener:listen(8, function() end)
+      assert(proxy.confine.enter({ uid = 54321, gid = 54322, memory = 256 * 2 ^ 20 }))
+      local certificate, key = proxy.ca.generate("Tidepool test")
+      local identity = assert(assert(proxy.ca.open(certificate, key)):identity("box.test"))
+      local flow = assert(proxy.flow.new())
+      local results = {}
+      local function wait(token, now)
+        local deadline = uv.hrtime() + 10e9
+        while token ~= 0 and not results[token] and uv.hrtime() < deadline do
+          for _, one in ipairs(flow:run()) do results[one[1]] = one end
+        end
+        return token == 0 and now or results[token][2], token ~= 0 and results[token][3] or nil
+      end
+
+      local client, connecting = flow:connect("127.0.0.1", listener:getsockname().port, 5)
+      assert(wait(connecting))
+      local server = flow:adopt(assert(proxy.socket.accept(listener:fileno())))
+      local accepting = server:accept_tls(identity, 5)
+      assert(wait(client:connect_tls(assert(proxy.tls.trust(certificate)), "box.test", 5)))
+      assert(wait(accepting))
+      assert(wait(client:write("GET /x HTTP/1.1\r\nHost: box.test\r\n\r\n", 5)))
+      local head, message = wait(server:read_head("request", 5))
+      assert(head and head.target == "/x", message)
+      client:close()
+      server:reset()
+    ]=])
+    assert.equal(0, result.code, result.stderr)
+  end)
+
   it("can't be had from a process that isn't root, becomes root, or has threads", function()
     local result = run([[
       local function refused(code, options)
