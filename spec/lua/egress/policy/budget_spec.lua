@@ -93,6 +93,38 @@ describe("the time budget", function()
   end)
 end)
 
+describe("the watchdog", function()
+  local CHILD = [[
+    local core, proxy, policy = require("tidepool.core"), require("tidepool.proxy"), require("tidepool.egress.policy")
+    assert(proxy.watchdog.start({ seconds = 0.3, fd = assert(core.fd.open(arg[1], "rw")) }))
+    local text = "return policy { name = \"p\", about = \"a\", connect = function() "
+      .. "return (\"a\"):rep(30000):find((\".-\"):rep(20) .. \"b\") end }"
+    local chain = policy.chain({ { definition = assert(policy.load(text, "slow")), options = {} } }, { id = "1", name = "box" }, { now = os.time })
+    chain:decide("connect", {})
+  ]]
+
+  local function write(text)
+    local path = os.tmpname()
+    local file = assert(io.open(path, "w"))
+    file:write(text)
+    file:close()
+    return path
+  end
+
+  it("ends the process when a policy does not come back from one call, and knows whose it was", function()
+    local script, page = write(CHILD), write(("\0"):rep(4096))
+    finally(function() os.remove(script); os.remove(page) end)
+    local result = async.run(function()
+      return assert(async.command({ "luajit", script, page, stdout = "pipe", stderr = "pipe" }))
+    end)
+    assert.equal(99, result.code, result.stderr)
+    local proxy, core = require("tidepool.proxy"), require("tidepool.core")
+    local file = assert(core.fd.open(page, "r"))
+    assert.equal("policy slow of sandbox box, connect", (proxy.watchdog.read(file)))
+    file:close()
+  end)
+end)
+
 describe("policy code", function()
   it("can't name what would let it out", function()
     for _, name in ipairs({
