@@ -4,6 +4,11 @@
 -- servers, 5 the page in which the watchdog leaves who ran too long. It loads all that it will ever need,
 -- is told its configuration, and then gives up everything else: files, other processes, privileges
 -- (core/proxy/confine.h). What it holds are the secrets, the sandboxes' CAs and the policies' states.
+local repo = arg[0]:match("^(.*)/lua/tidepool/egress/main%.lua$")
+if repo then -- its environment is nearly empty
+  package.path = ("%s/lua/?.lua;%s/lua/?/init.lua;%s"):format(repo, repo, package.path)
+  package.cpath = ("%s/?.so;%s"):format(os.getenv("TIDEPOOL_BUILD") or repo .. "/.build", package.cpath)
+end
 local uv = require("luv")
 local async = require("tidepool.async")
 local core = require("tidepool.core")
