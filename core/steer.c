@@ -48,7 +48,8 @@ static int take_stock(struct stock *taken, struct tp_error *err) {
   return 0;
 }
 
-/* The descriptors of what the step makes: the sockets, the map, the link. -1 where there is none. */
+/* The descriptors of what the step makes: the sockets, the map, the link. -1 where there is
+ * none. */
 enum { MAP = TP_STEER_SOCKETS, LINK, MADE };
 
 static void drop(int made[MADE]) {
@@ -85,9 +86,9 @@ static int own_namespace(struct tp_error *err) {
   return own < 0 ? tp_fail(err, errno, "open the spawner's network namespace") : own;
 }
 
-/* steer FIRST NAMESPACE MODE: steers the network namespace of the plan's child or, when slot NAMESPACE
- * holds one, that of a pidfd. Gives the four sockets, the map and the link, those that there are, in
- * slots from FIRST on; which they are is in the value, a bit each. */
+/* steer FIRST NAMESPACE MODE: steers the network namespace of the plan's child or, when slot
+ * NAMESPACE holds one, that of a pidfd. Gives the four sockets, the map and the link, those
+ * that there are, in slots from FIRST on; which they are is in the value, a bit each. */
 int tp_step_steer(struct tp_run *run, const struct tp_step *step, struct tp_error *err) {
   const struct tp_arg *args = step->args;
   int given = run->slots[args[1].number], made[MADE] = {-1, -1, -1, -1, -1, -1};

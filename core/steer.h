@@ -2,11 +2,11 @@
  * sockets that only processes outside hold.
  *
  * Made by the spawner (plan step `steer`), opened and shut by the server, both root. The namespace
- * has `lo` alone and routes that make every address local; what is for the sandbox itself (127/8, ::1,
- * its own two addresses) goes the usual way. Of the rest, TCP goes to a listening socket and UDP port
- * 53 to a datagram socket of ours, and nothing else goes anywhere. Two ways lead there:
- *   bpf     an SK_LOOKUP program on the namespace and a sockmap of the four sockets. Shut: the map is
- *           empty, and the program refuses.
+ * has `lo` alone and routes that make every address local; what is for the sandbox itself (127/8,
+ * ::1, its own two addresses) goes the usual way. Of the rest, TCP goes to a listening socket and
+ * UDP port 53 to a datagram socket of ours, and nothing else goes anywhere. Two ways lead there:
+ *   bpf     an SK_LOOKUP program on the namespace and a sockmap of the four sockets. Shut: the map
+ *           is empty, and the program refuses.
  *   tproxy  transparent sockets, and rules that the server puts in by `nft` before anything runs
  *           inside. Shut: the sockets aren't transparent, and the rules refuse. */
 #ifndef TP_STEER_H
@@ -16,9 +16,9 @@
 
 #include "error.h"
 
-/* The port of the listeners. It is ours inside; outside of the ephemeral ports, so nobody gets it by
- * chance. The datagram sockets have port 53, since a reply's port is its socket's; they share it with
- * whoever sets SO_REUSEADDR, as name servers do. */
+/* The port of the listeners. It is ours inside; outside of the ephemeral ports, so nobody gets
+ * it by chance. The datagram sockets have port 53, since a reply's port is its socket's; they
+ * share it with whoever sets SO_REUSEADDR, as name servers do. */
 #define TP_STEER_PORT 61080
 #define TP_STEER_DNS 53
 
@@ -37,8 +37,9 @@ int tp_steer_probe(struct tp_error *err);
 int tp_steer_open(enum tp_steer_mode mode, int map, const int sockets[TP_STEER_SOCKETS],
                   struct tp_error *err);
 
-/* From now on connections are refused, and those that nobody has accepted yet are reset. Root inside
- * can destroy the listeners (accept then fails with EINVAL); this makes them new as well. */
+/* From now on connections are refused, and those that nobody has accepted yet are reset. Root
+ * inside can destroy the listeners (accept then fails with EINVAL); this makes them new as
+ * well. */
 int tp_steer_shut(enum tp_steer_mode mode, int map, const int sockets[TP_STEER_SOCKETS],
                   struct tp_error *err);
 
@@ -56,12 +57,13 @@ int tp_steer_link(int program, int namespace, struct tp_error *err);
 int tp_steer_fill(int map, const int sockets[TP_STEER_SOCKETS], struct tp_error *err);
 int tp_steer_clear(int map, struct tp_error *err);
 
-/* --- steer_network.c: in the calling thread's network namespace --------------------------------- */
+/* --- steer_network.c: in the calling thread's network namespace ------------------------------- */
 
 /* lo up, the sandbox's addresses, the routes, no answer to pings. What is there already is fine.
  * *ipv6 tells whether the namespace has that. */
 int tp_steer_network(bool *ipv6, struct tp_error *err);
-/* The four sockets; nothing reaches them yet. The caller owns those that are not -1, also on failure. */
+/* The four sockets; nothing reaches them yet. The caller owns those that are not -1, also on
+ * failure. */
 int tp_steer_sockets(bool ipv6, int sockets[TP_STEER_SOCKETS], struct tp_error *err);
 
 #endif

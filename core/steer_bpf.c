@@ -1,5 +1,5 @@
-/* The SK_LOOKUP program and its map, by raw bpf(2): see steer.h. Runs as root, in the spawner (which
- * makes them) and in the server (which fills and empties the map). */
+/* The SK_LOOKUP program and its map, by raw bpf(2): see steer.h. Runs as root, in the spawner
+ * (which makes them) and in the server (which fills and empties the map). */
 #include <errno.h>
 #include <linux/bpf.h>
 #include <netinet/in.h>
@@ -81,8 +81,8 @@ static void end(struct assembly *a, int32_t verdict) {
 
 #define FIELD(name) offsetof(struct bpf_sk_lookup, name)
 
-/* Own destinations pass. r6 is the context, r7 the key of the TCP socket from here on. Addresses are
- * loaded in network order. */
+/* Own destinations pass. r6 is the context, r7 the key of the TCP socket from here on.
+ * Addresses are loaded in network order. */
 static void sort_destination(struct assembly *a) {
   move(a, 6, 1);
   load(a, 2, FIELD(family));

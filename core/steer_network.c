@@ -1,5 +1,5 @@
-/* What steering needs in a namespace: lo, addresses, routes and our sockets. See steer.h; runs in the
- * spawner, as root, while it has entered the sandbox's network namespace. */
+/* What steering needs in a namespace: lo, addresses, routes and our sockets. See steer.h; runs
+ * in the spawner, as root, while it has entered the sandbox's network namespace. */
 #include <errno.h>
 #include <fcntl.h>
 #include <linux/if_addr.h>
@@ -18,7 +18,7 @@
 #define BACKLOG 4096
 #define LO 1 /* the index of lo in every network namespace */
 
-/* --- netlink: all requests in one message, all answers after it ---------------------------------- */
+/* --- netlink: all requests in one message, all answers after it ------------------------------- */
 
 struct batch {
   _Alignas(NLMSG_ALIGNTO) uint8_t bytes[512];
@@ -137,7 +137,7 @@ int tp_steer_network(bool *ipv6, struct tp_error *err) {
   return ignore_pings(*ipv6, err);
 }
 
-/* --- the sockets --------------------------------------------------------------------------------- */
+/* --- the sockets ------------------------------------------------------------------------------ */
 
 static bool is_stream(int i) {
   return i == TP_STEER_TCP4 || i == TP_STEER_TCP6;
@@ -193,7 +193,7 @@ int tp_steer_sockets(bool ipv6, int sockets[TP_STEER_SOCKETS], struct tp_error *
   return 0;
 }
 
-/* --- open and shut ------------------------------------------------------------------------------- */
+/* --- open and shut ---------------------------------------------------------------------------- */
 
 /* The rules of mode tproxy pass over a socket that isn't transparent. */
 static int set_transparent(int fd, int i, int on) {
@@ -211,8 +211,9 @@ int tp_steer_open(enum tp_steer_mode mode, int map, const int sockets[TP_STEER_S
   return 0;
 }
 
-/* Disconnected, a listener drops its queue and keeps its address. Not by shutdown, for root inside may
- * have destroyed it (SOCK_DESTROY), and then it would listen again and accept what is shut already. */
+/* Disconnected, a listener drops its queue and keeps its address. Not by shutdown, for root
+ * inside may have destroyed it (SOCK_DESTROY), and then it would listen again and accept what
+ * is shut already. */
 static int drop_queue(int fd) {
   struct sockaddr nobody = {.sa_family = AF_UNSPEC};
   return connect(fd, &nobody, sizeof nobody) < 0 ? -1 : listen(fd, BACKLOG);

@@ -1,9 +1,9 @@
 /* Plan step `trust`: makes a sandbox's programs believe in the certificate that the egress process
  * signs with. Runs in the cloned child, as root inside, its root directory the sandbox's.
  *
- * Whoever lived there may have left anything: a path is followed through links, as the sandbox's own
- * programs follow it, but never into another mount or through /proc's descriptors, among which are
- * the spawner's; a FIFO is not waited for; what is no plain file is left alone. */
+ * Whoever lived there may have left anything: a path is followed through links, as the sandbox's
+ * own programs follow it, but never into another mount or through /proc's descriptors, among which
+ * are the spawner's; a FIFO is not waited for; what is no plain file is left alone. */
 #include <errno.h>
 #include <fcntl.h>
 #include <linux/fs.h>
@@ -70,8 +70,8 @@ static int write_all(int fd, struct text text) {
   return 0;
 }
 
-/* The file, one rename from whole to whole, with these parts for its content. The first one is all of
- * `whole`, if that is a descriptor: a file system that can, shares it. */
+/* The file, one rename from whole to whole, with these parts for its content. The first one is
+ * all of `whole`, if that is a descriptor: a file system that can, shares it. */
 static int replace(int parent, const char *name, const struct stat *like, int whole,
                    const struct text *parts, unsigned count) {
   static const char temporary[] = ".tidepool-new";
@@ -98,7 +98,7 @@ static int replace(int parent, const char *name, const struct stat *like, int wh
   return outcome;
 }
 
-/* --- a bundle ---------------------------------------------------------------------------------- */
+/* --- a bundle --------------------------------------------------------------------------------- */
 
 /* Where the file is, all links followed. */
 static int open_parent_of(int fd, char path[4096], const char **name) {
@@ -114,7 +114,9 @@ static int open_parent_of(int fd, char path[4096], const char **name) {
 /* The content, without an earlier certificate of ours, and this one. */
 static int rewrite(int fd, const struct stat *st, struct text content, struct text old,
                    struct text own) {
-  const char *cut = old.length ? memmem(content.bytes, content.length, old.bytes, old.length) : NULL;
+  const char *cut = NULL;
+  if (old.length)
+    cut = memmem(content.bytes, content.length, old.bytes, old.length);
   const char *end = content.bytes + content.length, *rest = cut ? cut + old.length : end;
   bool ended = content.length == 0 || end[-1] == '\n';
   struct text parts[] = {{content.bytes, (size_t)((cut ? cut : end) - content.bytes)},
@@ -163,12 +165,13 @@ static int begin(struct text own) {
   return replace(parent, name, &plain, -1, &own, 1);
 }
 
-/* --- our own file ------------------------------------------------------------------------------ */
+/* --- our own file ----------------------------------------------------------------------------- */
 
 static struct text read_own(char bytes[OWN_LIMIT]) {
   struct stat st;
   TP_CLOSE int fd = open_inside(AT_FDCWD, OWN_FILE, O_RDONLY);
-  ssize_t got = fd >= 0 && fstat(fd, &st) == 0 && S_ISREG(st.st_mode) ? read(fd, bytes, OWN_LIMIT) : 0;
+  bool plain = fd >= 0 && fstat(fd, &st) == 0 && S_ISREG(st.st_mode);
+  ssize_t got = plain ? read(fd, bytes, OWN_LIMIT) : 0;
   return (struct text){bytes, got > 0 && got < OWN_LIMIT ? (size_t)got : 0};
 }
 
@@ -185,9 +188,9 @@ static void link_openssl(void) {
     return; /* there is one, then */
 }
 
-/* trust PEM: the certificate, ending in a newline, into the bundles that there are and into a file of
- * its own. One that an earlier trust step put there is taken out. All of it is tried; the first
- * failure is told. */
+/* trust PEM: the certificate, ending in a newline, into the bundles that there are and into a
+ * file of its own. One that an earlier trust step put there is taken out. All of it is tried;
+ * the first failure is told. */
 int tp_step_trust(struct tp_run *run, const struct tp_step *step, struct tp_error *err) {
   (void)run;
   static char bytes[OWN_LIMIT];

@@ -1,5 +1,5 @@
-/* core.steer: opening and shutting what the plan step `steer` has made. The server calls it, as root:
- * all of it needs bpf(2) or sockets of ours, none of it blocks. */
+/* core.steer: opening and shutting what the plan step `steer` has made. The server calls it, as
+ * root: all of it needs bpf(2) or sockets of ours, none of it blocks. */
 #include "../steer.h"
 #include "bind.h"
 

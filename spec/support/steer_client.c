@@ -1,5 +1,5 @@
-/* What a program inside a sandbox does with the network, one try a run: prints "ok", "ok LINE" when the
- * other side said something, or the name of the error. Compiled statically by the specs that use it.
+/* What a program inside a sandbox does with the network, one try a run: prints "ok", "ok LINE" when
+ * the other side said something, or the name of the error. Compiled statically by specs.
  *
  *   tcp ADDRESS PORT [SOURCE]      connects, prints what comes
  *   fast ADDRESS PORT              the same, with data in the first packet
@@ -165,7 +165,8 @@ static unsigned short fold(unsigned sum) {
   return (unsigned short)~sum;
 }
 
-/* From 10.200.0.2 with everything written by hand. A TCP packet is a SYN, another protocol is empty. */
+/* From 10.200.0.2 with everything written by hand. A TCP packet is a SYN, another protocol is
+ * empty. */
 static int raw(const char *text, int port, int protocol) {
   union name to = address(text, port);
   struct {

@@ -64,9 +64,9 @@ function steering.close(made)
   end
 end
 
--- What mode "tproxy" needs beside the sockets. The first pass is for packets of a connection that there
--- is already, also one that a program inside began from some other address; then new ones meet a
--- socket of ours or are refused, and anything else goes nowhere.
+-- What mode "tproxy" needs beside the sockets. A rule that finds no transparent socket for a packet hands
+-- it on: it belongs to a connection that a program inside began from some other address, and is accepted
+-- further down, or it would begin one, and is refused. Anything else goes nowhere.
 local rules = [[
 table inet tidepool
 delete table inet tidepool
