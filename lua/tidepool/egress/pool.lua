@@ -7,7 +7,7 @@ local Pool = {}
 Pool.__index = Pool
 
 local IDLE = 30 -- seconds
-local MOST = 64 -- connections kept
+local MOST = 1024 -- connections kept; as many as a sandbox may have open
 
 function pool.new()
   return setmetatable({ by_key = {}, count = 0 }, Pool)

@@ -112,7 +112,7 @@ end
 
 --- Reads the body when a policy wants it: true | false after a refusal.
 function request.read_wanted_body(self)
-  local wants = self.chain:wants(self.host or "")
+  local wants = self.chain:wants(self.host or "", request.event(self))
   self.tail = wants.tail
   if not wants.body or self.head.body == "none" then
     return true

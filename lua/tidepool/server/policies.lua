@@ -10,7 +10,7 @@ local read_file = require("tidepool.file").read
 local policies = {}
 
 local LONGEST = 256 * 1024 -- bytes of a policy's text, and of one policy's options
-local MOST = 32 -- policies of one sandbox
+local MOST = 256 -- policies of one sandbox
 
 --- What a sandbox has that was given none.
 policies.DEFAULT = { { name = "deny_all", options = {} } }
