@@ -187,25 +187,29 @@ static int poll_events(struct tp_flow *flow) {
   return count > 0 ? count : 0;
 }
 
-/* One turn for each operation that waits for one now. */
-static void step_queued(struct tp_flow *flow) {
-  for (unsigned turns = flow->queued; turns > 0 && flow->queue_first; turns--)
+/* One turn for each operation that waits for one now, as far as the time goes: a turn may be a TLS
+ * handshake's signature. */
+static uint64_t step_queued(struct tp_flow *flow, uint64_t until) {
+  uint64_t now = 0;
+  for (unsigned turns = flow->queued; turns > 0 && flow->queue_first && now < until; turns--) {
     tp_op_step(flow->queue_first);
+    now = tp_flow_clock();
+  }
+  return now ? now : tp_flow_clock();
 }
 
 void tp_flow_run(struct tp_flow *flow) {
   if (flow->closed)
     return;
-  uint64_t began = tp_flow_clock(), now = began;
+  uint64_t now = tp_flow_clock(), until = now + TP_RUN_MICROSECONDS;
   int events;
   do {
     flow->now = now / 1000;
     events = poll_events(flow);
     if (!flow->armed)
       tp_op_expire(flow);
-    step_queued(flow);
-    now = tp_flow_clock();
-  } while ((events || flow->queue_first) && !flow->done_first && now - began < TP_RUN_MICROSECONDS);
+    now = step_queued(flow, until);
+  } while ((events || flow->queue_first) && !flow->done_first && now < until);
   flow->now = now / 1000;
 }
 
