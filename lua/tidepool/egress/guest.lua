@@ -20,6 +20,7 @@ Guest.__index = Guest
 local LEAVES = 256 -- certificates kept, one a host
 local RENEW = 2 * 86400 -- seconds before its end that a certificate is minted anew
 local SAVE_AFTER = 1 -- seconds between a change of a policy's state and its saving
+local PAUSE = 0.2 -- seconds
 local ACCEPTS = 64 -- connections accepted in one turn of the loop
 
 local function services_of(self)
@@ -205,13 +206,29 @@ function Guest:run(fn, ...)
   end
 end
 
+-- Leaves a listener alone for a while.
+function Guest:pause(watch, code)
+  watch:stop()
+  if code ~= "EINVAL" then
+    self:record({ action = "deny", reason = "connections can't be accepted: " .. code }, { hook = "accept" })
+  end
+  async.after(PAUSE, function()
+    if not self.stopped then
+      watch:start()
+    end
+  end)
+end
+
 --- Accepts connections on a listener. Returns the watch, to be closed.
 function Guest:accept_on(listener)
   local watch
   watch = assert(async.watch(listener:number(), "r", function()
     for _ = 1, ACCEPTS do
-      local fd, to = proxy.socket.accept(listener)
+      local fd, to, code = proxy.socket.accept(listener)
       if not fd then
+        if code ~= "EAGAIN" and code ~= "ECONNABORTED" then
+          self:pause(watch, code) -- out of descriptors, or shut for a moment: the poll would spin
+        end
         return
       end
       if not self:may_begin() then
