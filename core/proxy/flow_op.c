@@ -252,8 +252,13 @@ void tp_op_cancel(struct tp_op *op, const char *why) {
 int tp_flow_cancel(struct tp_flow *flow, uint64_t token) {
   uint32_t slot = token & (SLOTS_MOST - 1);
   struct tp_op *op = slot < flow->slot_count ? flow->slots[slot] : NULL;
-  if (!op || op->token != token || op->done)
+  if (!op || op->token != token)
     return -1;
+  if (op->done) {
+    if (op->kind == TP_OP_WATCH)
+      detach(op); /* told or not, whoever gives a watch up reads next */
+    return -1;
+  }
   tp_op_cancel(op, "cancelled");
   tp_flow_wake(flow);
   return 0;
