@@ -26,7 +26,7 @@ end
 local function record(self, verdict, about)
   about = about or {}
   about.hook = about.hook or "connect"
-  about.host, about.port, about.protocol = self.host, self.port, self.protocol
+  about.host, about.port, about.protocol = self.host, self.port, about.protocol or self.protocol
   about.address = not self.host and self.address or nil
   about.sni = self.sni ~= self.host and self.sni or nil
   about.seconds = elapsed(self)
@@ -97,7 +97,7 @@ end
 local function refuse(self, verdict)
   record(self, verdict)
   local speaks_http = self.protocol == "http" and not self.http2
-  if self.tls and self.guest.ca and self.hello.has_tls12 then
+  if self.tls and self.guest.ca_files and self.hello.has_tls12 then
     local identity = self.guest:identity(self.sni or self.host or self.address)
     speaks_http = identity and self.conn:accept_tls(identity, HELLO_TIMEOUT)
   elseif self.tls then
@@ -109,7 +109,7 @@ local function refuse(self, verdict)
   local request = self.conn:read_head("request", HELLO_TIMEOUT)
   if request then
     local bytes = verdict.action == "respond"
-      and head.answer(verdict.status, verdict.headers, verdict.body, request.method)
+      and head.answer(verdict.status, verdict.headers, verdict.body, request.method, true)
       or head.refusal(verdict.status or 403, verdict.reason, request.method)
     self.conn:write(bytes, WRITE_TIMEOUT)
   end
@@ -170,7 +170,9 @@ local function serve_http(self)
     else
       again = false
       if MALFORMED[code] then
-        record(self, { action = "deny", reason = "malformed request: " .. message }, { hook = "request", status = MALFORMED[code] })
+        record(self, { action = "deny", reason = "malformed request: " .. message }, {
+          hook = "request", status = MALFORMED[code], protocol = self.tls and "https" or "http",
+        })
         self.conn:write(head.refusal(MALFORMED[code], message), WRITE_TIMEOUT)
       end
     end

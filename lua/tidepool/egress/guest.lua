@@ -8,6 +8,7 @@ local proxy = require("tidepool.proxy")
 local connection = require("tidepool.egress.connection")
 local dns = require("tidepool.egress.dns")
 local fetch = require("tidepool.egress.fetch")
+local head = require("tidepool.egress.head")
 local names = require("tidepool.egress.names")
 local policy = require("tidepool.egress.policy")
 local pool = require("tidepool.egress.pool")
@@ -111,6 +112,7 @@ function guest.new(service, spec, handles)
     image = spec.image,
     revision = spec.revision,
     handles = handles,
+    ca_files = spec.ca,
     names = names.new(spec.names),
     leaves = {},
     leaf_count = 0,
@@ -120,9 +122,6 @@ function guest.new(service, spec, handles)
     pool = pool.new(),
     watches = {},
   }, Guest)
-  if spec.ca then
-    self.ca = assert(proxy.ca.open(spec.ca.cert, spec.ca.key))
-  end
   local ok, message = install(self, spec.policies or {}, decode_states(spec.states))
   if not ok then
     self:record({ action = "deny", reason = message }, { hook = "attach" })
@@ -261,6 +260,7 @@ end
 function Guest:record(verdict, about)
   about.id, about.sandbox = self.id, self.name
   about.action, about.reason = about.action or verdict.action, about.reason or verdict.reason
+  about.reason = about.reason and head.reason(about.reason)
   about.policy = about.policy or verdict.policy
   self.service.audit:add(about)
 end
@@ -272,6 +272,12 @@ function Guest:identity(host)
     return leaf
   end
   local message, code
+  if not self.ca then -- takes 2 ms, which a create needn't wait for
+    self.ca, message, code = proxy.ca.open(self.ca_files.cert, self.ca_files.key)
+    if not self.ca then
+      return nil, message, code
+    end
+  end
   leaf, message, code = self.ca:identity(host)
   if not leaf then
     return nil, message, code
