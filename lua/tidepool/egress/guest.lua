@@ -272,7 +272,9 @@ function Guest:identity(host)
     return leaf
   end
   local message, code
-  if not self.ca then -- takes 2 ms, which a create needn't wait for
+  if not self.ca_files then
+    return nil, "the sandbox has no certificate authority", "ENOENT"
+  elseif not self.ca then -- takes 2 ms, which a create needn't wait for
     self.ca, message, code = proxy.ca.open(self.ca_files.cert, self.ca_files.key)
     if not self.ca then
       return nil, message, code
