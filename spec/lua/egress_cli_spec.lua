@@ -224,6 +224,38 @@ describe("a sandbox's egress", function()
     end))
     assert.equal(address, resolve(box, "kept.test"))
     assert.equal("running", assert(box:info()).state)
+    assert.is_truthy(support.eventually(function()
+      for _, found in ipairs(assert(box:egress_log())) do
+        if found.action == "deny" and (found.reason or ""):find("egress process ended", 1, true) then
+          return true
+        end
+      end
+    end), "nothing says that it was refused meanwhile")
+  end)
+
+  it("is refused everything while a policy of its is missing, and served once it is there", function()
+    local path = server.state .. "/policies/own.lua"
+    uv.fs_mkdir(server.state .. "/policies", 448)
+    local function put()
+      write(path, 'return policy { name = "own", about = "All of test.", hosts = { ["*.test"] = { connect = function() return allow() end } } }')
+    end
+    put()
+    assert(box:egress_set({ "own" }))
+    assert.is_truthy(resolve(box, "kept.test"))
+    os.remove(path)
+    assert(box:stop({ grace = 0 }))
+    assert.is_nil(resolve(box, "kept.test"))
+    local shown = assert(box:egress_show())
+    assert.equal("refused", shown.state)
+    assert.matches("no such policy: own", shown.problem)
+    put()
+    served(box)
+    assert.is_truthy(resolve(box, "kept.test"))
+    os.remove(path)
+    assert(box:stop({ grace = 0 }))
+    assert.equal("running", assert(box:exec("true")) and assert(box:info()).state)
+    assert(box:egress_set({ { "allow_hosts", hosts = { "*.test" } } }))
+    assert.equal("served", assert(box:egress_show()).state)
   end)
 
   it("goes on while no server runs, and the next one finds its process", function()

@@ -60,6 +60,10 @@ function handlers.policies(params)
   return true
 end
 
+function handlers.ping()
+  return true
+end
+
 function handlers.secret()
   return true
 end

@@ -3,11 +3,11 @@
 --
 -- Runs in the server, which never looks at a byte of the network nor runs a policy. It holds the sandbox's
 -- listeners too, so that either side can end: while no egress process serves a sandbox its connects are
--- refused. What changes is checked by an egress process and written down before it is acknowledged.
-local uv = require("luv")
+-- refused.
 local async = require("tidepool.async")
 local container = require("tidepool.server.container")
 local egress_pool = require("tidepool.server.egress_pool")
+local egress_requests = require("tidepool.server.egress_requests")
 local log = require("tidepool.server.log")
 local policies = require("tidepool.server.policies")
 local secrets = require("tidepool.server.secrets")
@@ -15,15 +15,10 @@ local steering = require("tidepool.server.steering")
 
 local egress = {}
 
+local RETRY = 5 -- seconds after an attach that failed
+
 -- In the order in which an egress process takes them; a host without IPv6, or without bpf, lacks some.
 local HANDLES = { "tcp4", "tcp6", "udp4", "udp6", "map", "link" }
-
-local STATE = 64 * 1024 -- bytes that a policy may keep for a sandbox
-
-local function now()
-  local seconds, micros = uv.gettimeofday()
-  return seconds + micros / 1e6
-end
 
 -- Steering ---------------------------------------------------------------------------------------
 
@@ -34,12 +29,13 @@ local function shut(sandbox, made)
   end
 end
 
---- Refuses every connect of the sandbox from now on.
+--- Refuses every connect of the sandbox from now on, and writes down why: nobody else does.
 function egress.refuse(sandbox, reason)
   local own = sandbox.egress
   own.process, own.problem = nil, reason
   if own.steering then
     shut(sandbox, own.steering)
+    egress_requests.note(sandbox, { action = "deny", hook = "connect", reason = reason })
   end
 end
 
@@ -112,33 +108,49 @@ end
 function egress.attach(sandbox)
   local own = sandbox.egress
   local ok, message, code = own.lock:with(attach, sandbox)
-  if not ok and own.steering then
-    own.problem = message
+  if ok or not own.steering then
+    return ok, message, code
+  end
+  if own.problem ~= message then
     log.error("egress_not_attached", { sandbox = sandbox.name, message = message, code = code })
   end
-  return ok, message, code
+  own.problem = message
+  if not own.retrying then
+    own.retrying = async.after(RETRY, function()
+      own.retrying = nil
+      async.spawn(egress.attach, sandbox)
+    end)
+  end
+  return nil, message, code
 end
 
--- Tells the process of what was changed. What fails is made good by the next attach.
-local function push(sandbox)
+-- The policies that the process has are not those that count any more: better nothing than them.
+local function outdated(sandbox, message)
+  local own = sandbox.egress
+  if own.process and not own.process.dead then
+    egress.refuse(sandbox, "its policies could not be changed: " .. message)
+  end
+  return nil, message
+end
+
+--- Tells the process of policies that were changed: true | nil, message; then it is refused everything.
+function egress.push(sandbox)
   local own = sandbox.egress
   return own.lock:with(function()
-    if not own.process or own.told == own.revision then
+    if not own.process then
+      return own.steering == nil or attach(sandbox)
+    elseif own.told == own.revision then
       return true
     end
     local revision = own.revision
     local list, message = policies.resolved(sandbox.server, own.policies)
     if not list then
-      return nil, message
+      return outdated(sandbox, message)
     end
     local ok
     ok, message = own.process:call("policies", { id = sandbox.id, policies = list, revision = revision })
     if not ok then
-      -- Better nothing than what was replaced.
-      if own.process and not own.process.dead then
-        egress.refuse(sandbox, "its policies could not be changed: " .. message)
-      end
-      return nil, message
+      return outdated(sandbox, message)
     end
     own.told = revision
     return true
@@ -243,7 +255,7 @@ function egress.adopt(sandbox)
       member.sandboxes[sandbox.id] = sandbox
       own.member, own.process, own.steering, own.told = member, member.process, made, entry.revision
       steering.open(made)
-      return push(sandbox)
+      return egress.push(sandbox)
     end
   end
   local made, message, code = container.resteer(server.spawners, sandbox.run.pid, sandbox.run.steering)
@@ -256,81 +268,6 @@ function egress.adopt(sandbox)
   return true
 end
 
--- Changing policies ------------------------------------------------------------------------------
-
---- A chain of what a client sent, checked by an egress process | nil, message, code.
-function egress.check(server, given)
-  local chain, message, code = policies.chain(given)
-  if not chain then
-    return nil, message, code
-  end
-  local list
-  list, message, code = policies.resolved(server, chain)
-  if not list then
-    return nil, message, code
-  elseif chain == policies.DEFAULT then
-    return chain
-  end
-  local ok
-  ok, message, code = server.egress:call_any("check", { policies = list })
-  if not ok then
-    return nil, message, code
-  end
-  return chain
-end
-
--- `change(chain)` gives the new one. One change at a time.
-local function change_policies(sandbox, change)
-  local own = sandbox.egress
-  own.changing = own.changing or async.lock()
-  return own.changing:with(function()
-    local given, message, code = change(own.policies)
-    if not given then
-      return nil, message, code
-    end
-    local chain
-    chain, message, code = egress.check(sandbox.server, given)
-    if not chain then
-      return nil, message, code
-    elseif sandbox.destroyed then
-      return nil, "sandbox was destroyed: " .. sandbox.name, "ENOSANDBOX"
-    end
-    local ok
-    ok, message, code = sandbox.server.state:set_egress(sandbox.id, { policies = chain, revision = own.revision + 1 })
-    if not ok then
-      return nil, message, code
-    end
-    own.policies, own.revision = chain, own.revision + 1
-    log.info("egress_changed", { sandbox = sandbox.name, revision = own.revision, policies = egress.names(sandbox) })
-    push(sandbox)
-    return egress.show(sandbox)
-  end)
-end
-
---- Replaces all policies of a sandbox.
-function egress.set(sandbox, given)
-  return change_policies(sandbox, function()
-    return given
-  end)
-end
-
---- Adds policies, or changes the options of those that are there.
-function egress.add(sandbox, given)
-  return change_policies(sandbox, function(chain)
-    for _, item in ipairs(given) do
-      chain = policies.with(chain, item)
-    end
-    return chain
-  end)
-end
-
---- Removes a policy; without any left, everything is denied.
-function egress.remove(sandbox, name)
-  return change_policies(sandbox, function(chain)
-    return policies.without(chain, name)
-  end)
-end
-
 --- The policies' names, in order, for a line.
 function egress.names(sandbox)
   local names = {}
@@ -340,99 +277,14 @@ function egress.names(sandbox)
   return table.concat(names, ",")
 end
 
---- What a client is told.
-function egress.show(sandbox)
-  local own = sandbox.egress
-  local list = {}
-  for i, member in ipairs(own.policies) do
-    list[i] = { name = member.name, options = member.options, file = member.text ~= nil }
-  end
-  local member = own.member
-  return {
-    name = sandbox.name,
-    policies = list,
-    revision = own.revision,
-    state = not own.steering and "stopped" or own.process and "served" or "refused",
-    problem = own.problem,
-    process = own.process and { number = member.number, pid = own.process.pid } or nil,
-    mode = own.steering and own.steering.mode or nil,
-    counters = sandbox.server.audit:counters(sandbox.id),
-  }
-end
-
--- Requests of egress processes ---------------------------------------------------------------------
-
-local requests = {}
-
--- Whom an entry is about, if that one's egress is the process's to tell of.
-local function name_of(member, id)
-  local sandbox = member.sandboxes[id]
-  return sandbox and sandbox.name or member.former[id] and member.former[id].name
-end
-
-function requests.audit(server, member, params)
-  local entries = {}
-  for _, entry in ipairs(type(params.entries) == "table" and params.entries or {}) do
-    local name = type(entry) == "table" and name_of(member, entry.id)
-    if name then
-      entry.sandbox = name
-      entries[#entries + 1] = entry
-    end
-  end
-  return server.audit:add(entries)
-end
-
-function requests.names(server, member, params)
-  local sandbox, names = member.sandboxes[params.id], {}
-  for _, pair in ipairs(sandbox and type(params.names) == "table" and params.names or {}) do
-    local number, name = pair[1], pair[2]
-    if type(number) == "number" and number >= 1 and number < 2 ^ 17 and type(name) == "string" and #name <= 255 then
-      names[#names + 1] = { number, name }
-    end
-  end
-  return server.state:add_names(params.id, names)
-end
-
-function requests.state(server, member, params)
-  local sandbox, states = member.sandboxes[params.id], {}
-  for policy, text in pairs(sandbox and type(params.states) == "table" and params.states or {}) do
-    for _, attached in ipairs(sandbox.egress.policies) do
-      if attached.name == policy and type(text) == "string" and #text <= STATE then
-        states[policy] = text
-      end
-    end
-  end
-  return server.state:set_policy_states(params.id, states)
-end
-
--- The watchdog found somebody in a call that did not end, and the process with it: see policy/chain.lua.
-local function overdue(server, member, text)
-  local policy, name, hook = text:match("^policy (%S+) of sandbox (%S+), (%S+)$")
-  for id, sandbox in pairs(member.sandboxes) do
-    if sandbox.name == name then
-      server.audit:add({ {
-        time = now(), id = id, sandbox = name, action = "deny", hook = hook, policy = policy, count = 1,
-        reason = ("policy %s exceeded its time inside one call; its egress process was started again"):format(policy),
-      } })
-      return
-    end
-  end
-end
-
 --- Opens the pool of a server, whose state, ids, secrets and audit are there. options: setting, main.
 function egress.open(server, options)
   return egress_pool.open(server, {
     attach = egress.attach,
     refuse = egress.refuse,
-    overdue = function(member, text)
-      overdue(server, member, text)
-    end,
+    overdue = egress_requests.overdue,
     request = function(member, method, params)
-      local handler = requests[method]
-      if not handler or type(params) ~= "table" then
-        return nil, "no such call: " .. method, "ENOSYS"
-      end
-      return handler(server, member, params)
+      return egress_requests.answer(server, member, method, params)
     end,
   }, options)
 end

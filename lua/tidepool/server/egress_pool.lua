@@ -7,6 +7,7 @@
 -- of that label) or "sandbox" (one each).
 local uv = require("luv")
 local async = require("tidepool.async")
+local egress_reserve = require("tidepool.server.egress_reserve")
 local log = require("tidepool.server.log")
 local outside = require("tidepool.server.egress_outside")
 local process = require("tidepool.server.egress_process")
@@ -16,8 +17,7 @@ local egress_pool = {}
 local Pool = {}
 Pool.__index = Pool
 
-local RESERVE = 8 -- certificate authorities that wait for a create
-local FILL_AFTER = 0.02 -- seconds
+local CA_NAME = "Tidepool sandbox"
 local READY = 15 -- seconds that a start of a process may take
 local RETRY, LONGEST_RETRY = 1, 30 -- seconds between starts in a row
 local IDLE = 60 -- seconds until one that serves nobody is ended
@@ -38,9 +38,15 @@ function egress_pool.open(server, owner, options)
   local self = setmetatable({
     server = server, owner = owner, setting = setting, main = options.main,
     members = {}, -- by number
-    reserve = {},
     stamp = outside.stamp(),
   }, Pool)
+  self.reserve = egress_reserve.new(function()
+    for _, member in pairs(self.members) do
+      if member.process and member.ready:is_set() then
+        return (member.process:call("make_ca", { name = CA_NAME }))
+      end
+    end
+  end)
   self.looking = assert(uv.new_timer())
   self.looking:start(LOOK * 1000, LOOK * 1000, async.guarded(function()
     self:look()
@@ -123,7 +129,7 @@ local function ready(self, member)
   for _, sandbox in pairs(member.sandboxes) do
     async.spawn(self.owner.attach, sandbox)
   end
-  self:fill()
+  self.reserve:fill()
 end
 
 local function run(self, member)
@@ -322,56 +328,30 @@ function Pool:call_any(method, params)
   return result, message, code
 end
 
---- Tells all of them; one that is starting learns it as it is attached to.
+--- Tells all of them, and waits until each knows; one that is starting learns it as it is attached to.
 function Pool:broadcast(method, params)
+  local tasks = {}
   for _, member in pairs(self.members) do
     local one = member.process
     if one and not one.dead and member.ready:is_set() then
-      async.spawn(function()
+      tasks[#tasks + 1] = function()
         local ok, message = one:call(method, params)
         if not ok then
           log.error("egress_not_told", { number = member.number, method = method, message = message })
         end
-      end)
+      end
     end
   end
+  async.all(tasks)
 end
 
---- A certificate authority for a new sandbox, { cert, key }, from the reserve when there is one.
+--- A certificate authority for a new sandbox, { cert, key } | nil, message, code.
 function Pool:take_ca()
-  local ca = table.remove(self.reserve)
+  local ca = self.reserve:take()
   if ca then
-    self:fill()
     return ca
   end
-  return self:call_any("make_ca", { name = "Tidepool sandbox" })
-end
-
-local function fill_one(self)
-  local one
-  for _, member in pairs(self.members) do
-    one = one or member.process and member.ready:is_set() and member.process
-  end
-  local ca = one and one:call("make_ca", { name = "Tidepool sandbox" })
-  self.reserve[#self.reserve + 1] = ca
-  return ca ~= nil
-end
-
---- Fills the reserve in the background, from a process that is there: a moment later, since that one has
---- a sandbox to attach just now.
-function Pool:fill()
-  if self.filling or self.closed then
-    return
-  end
-  self.filling = async.after(FILL_AFTER, function()
-    async.spawn(function()
-      local more = true
-      while more and #self.reserve < RESERVE and not self.closed do
-        more = fill_one(self)
-      end
-      self.filling = nil
-    end)
-  end)
+  return self:call_any("make_ca", { name = CA_NAME })
 end
 
 --- Has one ready before the first sandbox needs it.
@@ -381,12 +361,18 @@ function Pool:warm()
   end
 end
 
---- Tells the processes when the host's nameservers, hosts or certificates have changed.
+--- Tells the processes when the host's nameservers, hosts or certificates have changed, and looks after them.
 function Pool:look()
   local now = outside.stamp()
   if now ~= self.stamp then
     self.stamp = now
-    self:broadcast("configure", configuration())
+    async.spawn(self.broadcast, self, "configure", configuration())
+  end
+  -- One that is stopped or spins answers nothing, and is lost then. What it answers does not matter.
+  for _, member in pairs(self.members) do
+    if member.process and member.ready:is_set() then
+      async.spawn(member.process.call, member.process, "ping", {})
+    end
   end
 end
 
@@ -455,7 +441,7 @@ function Pool:reconcile()
       self:end_idle(member)
     end
   end
-  self:fill()
+  self.reserve:fill()
 end
 
 --- The server ends. `keep`: sandboxes run on, and so do those that serve them.
@@ -464,6 +450,7 @@ function Pool:close(keep)
     return
   end
   self.closed = true
+  self.reserve:close()
   self.looking:close()
   for _, member in pairs(self.members) do
     local one = member.process

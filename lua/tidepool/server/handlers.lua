@@ -1,7 +1,7 @@
 --- What each verb does in the server. A handler gets checked parameters and returns
 -- result, message, code, fds; what it declares is in tidepool.verbs.
 local async = require("tidepool.async")
-local egress = require("tidepool.server.egress")
+local egress_policies = require("tidepool.server.egress_policies")
 local images = require("tidepool.server.images")
 local policies = require("tidepool.server.policies")
 local processes = require("tidepool.server.processes")
@@ -293,18 +293,18 @@ function handlers.image_rm(server, params)
 end
 
 handlers.egress_set = with(sandbox_of, function(sandbox, params)
-  return egress.set(sandbox, params.policies)
+  return egress_policies.set(sandbox, params.policies)
 end)
 
 handlers.egress_add = with(sandbox_of, function(sandbox, params)
-  return egress.add(sandbox, params.policies)
+  return egress_policies.add(sandbox, params.policies)
 end)
 
 handlers.egress_rm = with(sandbox_of, function(sandbox, params)
-  return egress.remove(sandbox, params.policy)
+  return egress_policies.remove(sandbox, params.policy)
 end)
 
-handlers.egress_show = with(sandbox_of, egress.show)
+handlers.egress_show = with(sandbox_of, egress_policies.show)
 
 -- Also of a sandbox that is gone: that is when one asks what it did.
 function handlers.egress_log(server, params)

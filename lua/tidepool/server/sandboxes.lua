@@ -8,6 +8,7 @@ local cgroup = require("tidepool.server.cgroup")
 local container = require("tidepool.server.container")
 local core = require("tidepool.core")
 local egress = require("tidepool.server.egress")
+local egress_policies = require("tidepool.server.egress_policies")
 local host = require("tidepool.server.host")
 local link = require("tidepool.server.link")
 local log = require("tidepool.server.log")
@@ -328,7 +329,7 @@ function sandboxes.create(server, params)
     local awake, message, code = taken:wake()
     return awake and taken, message, code
   end
-  local chain, why, why_code = egress.check(server, params.egress or {})
+  local chain, why, why_code = egress_policies.check(server, params.egress or {})
   if not chain then
     return nil, "create " .. params.name .. ": " .. why, why_code
   elseif server.sandboxes[params.name] then

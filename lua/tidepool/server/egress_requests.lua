@@ -1,0 +1,87 @@
+--- What egress processes ask of the server: to store what they decided, gave out and remember.
+--
+-- Runs in the server. A process is believed about the sandboxes that it serves and about nobody else, in
+-- bounded messages of plain data: it parses what comes from the network, and may be somebody else's by now.
+local uv = require("luv")
+
+local egress_requests = {}
+
+local STATE = 64 * 1024 -- bytes that a policy may keep for a sandbox
+
+local handlers = {}
+
+-- Whom an entry is about, if that one's egress is the process's to tell of.
+local function name_of(member, id)
+  local sandbox = member.sandboxes[id]
+  return sandbox and sandbox.name or member.former[id] and member.former[id].name
+end
+
+function handlers.audit(server, member, params)
+  local entries = {}
+  for _, entry in ipairs(type(params.entries) == "table" and params.entries or {}) do
+    local name = type(entry) == "table" and name_of(member, entry.id)
+    if name then
+      entry.sandbox = name
+      entries[#entries + 1] = entry
+    end
+  end
+  return server.audit:add(entries)
+end
+
+function handlers.names(server, member, params)
+  local sandbox, names = member.sandboxes[params.id], {}
+  for _, pair in ipairs(sandbox and type(params.names) == "table" and params.names or {}) do
+    local number, name = pair[1], pair[2]
+    if type(number) == "number" and number >= 1 and number < 2 ^ 17 and type(name) == "string" and #name <= 255 then
+      names[#names + 1] = { number, name }
+    end
+  end
+  return server.state:add_names(params.id, names)
+end
+
+function handlers.state(server, member, params)
+  local sandbox, states = member.sandboxes[params.id], {}
+  for policy, text in pairs(sandbox and type(params.states) == "table" and params.states or {}) do
+    for _, attached in ipairs(sandbox.egress.policies) do
+      if attached.name == policy and type(text) == "string" and #text <= STATE then
+        states[policy] = text
+      end
+    end
+  end
+  return server.state:set_policy_states(params.id, states)
+end
+
+local function now()
+  local seconds, micros = uv.gettimeofday()
+  return seconds + micros / 1e6
+end
+
+--- Writes down what the server itself knows of a sandbox's egress.
+function egress_requests.note(sandbox, fields)
+  fields.time, fields.id, fields.sandbox, fields.count = now(), sandbox.id, sandbox.name, 1
+  return sandbox.server.audit:add({ fields })
+end
+
+--- Answers a process: result | nil, message, code.
+function egress_requests.answer(server, member, method, params)
+  local handler = handlers[method]
+  if not handler or type(params) ~= "table" then
+    return nil, "no such call: " .. method, "ENOSYS"
+  end
+  return handler(server, member, params)
+end
+
+--- The watchdog found somebody in a call that did not end, and the process with it: see policy/chain.lua.
+function egress_requests.overdue(member, text)
+  local policy, name, hook = text:match("^policy (%S+) of sandbox (%S+), (%S+)$")
+  for _, sandbox in pairs(member.sandboxes) do
+    if sandbox.name == name then
+      egress_requests.note(sandbox, {
+        action = "deny", hook = hook, policy = policy,
+        reason = ("policy %s exceeded its time inside one call; its egress process was started again"):format(policy),
+      })
+    end
+  end
+end
+
+return egress_requests
