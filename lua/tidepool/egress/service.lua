@@ -2,7 +2,6 @@
 --
 -- The server's word is the only one that counts here: it comes over the channel that we were started with,
 -- or over the socket on which a later server finds us.
-local uv = require("luv")
 local async = require("tidepool.async")
 local core = require("tidepool.core")
 local proxy = require("tidepool.proxy")
@@ -27,18 +26,16 @@ local function resolver_of(params)
   return proxy.resolver.new({ servers = params.nameservers or {}, hosts = params.hosts or {} })
 end
 
--- The addresses of this host: private to it, whatever range they are from.
-local function own_addresses()
-  local own = {}
-  for _, list in pairs(uv.interface_addresses() or {}) do
-    for _, entry in ipairs(list) do
-      own[entry.ip] = true
-    end
+local function set_of(list)
+  local set = {}
+  for _, value in ipairs(list or {}) do
+    set[value] = true
   end
-  return own
+  return set
 end
 
---- Roots, name servers and limits. The first call gives every power up that is not needed any more.
+--- Roots, name servers, the host's addresses and limits. The first call gives every power up that is not needed
+-- any more.
 function handlers.configure(self, params)
   local resolver, message, code = resolver_of(params)
   if not resolver then
@@ -51,17 +48,19 @@ function handlers.configure(self, params)
   end
   self.limits = params.limits
   if self.upstream then
-    self.upstream.trust = trust
+    self.upstream:set_trust(params.roots, trust)
+    self.upstream.own = set_of(params.addresses)
     self.upstream:set_resolver(resolver)
     return true
   end
-  local own = own_addresses()
   local confined
   confined, message, code = proxy.confine.enter({ uid = params.uid, gid = params.gid, memory = params.limits.memory })
   if not confined then
     return nil, "can't give up its powers: " .. tostring(message), code
   end
-  self.upstream = upstream.new({ loop = self.loop, resolver = resolver, trust = trust, own = own })
+  self.upstream = upstream.new({
+    loop = self.loop, resolver = resolver, roots = params.roots, trust = trust, own = set_of(params.addresses),
+  })
   return true
 end
 

@@ -13,6 +13,7 @@ local TLS_TIMEOUT = 15 -- seconds
 local MOST_ADDRESSES = 6
 local TTL_LEAST, TTL_MOST = 1, 60 -- seconds that an answer is kept
 local CACHED = 4096
+local MOST_TRUSTS = 64 -- sets of authorities kept, half a megabyte each
 
 -- What a policy says yes to with `private`. The rest needs the address itself, by `to`.
 local PRIVATE = { private = true, loopback = true, ["link-local"] = true }
@@ -21,17 +22,17 @@ local PUBLIC = { public = true, documentation = true }
 local Upstream = {}
 Upstream.__index = Upstream
 
---- options: loop, of flow.open; resolver, of proxy.resolver.new; trust; own, a set of this host's addresses.
+--- options: loop, of flow.open; resolver, of proxy.resolver.new; roots, PEM, and trust, of it; own, a set of this
+-- host's addresses.
 function upstream.new(options)
   local self = setmetatable({
     loop = options.loop,
-    trust = options.trust,
     own = options.own or {},
     waiting = {},
     cache = {},
     cached = 0,
-    trusts = {},
   }, Upstream)
+  self:set_trust(options.roots, options.trust)
   self:set_resolver(options.resolver)
   return self
 end
@@ -107,7 +108,8 @@ local function resolve(self, host)
 end
 
 local function may_reach(self, address, private)
-  local kind = self.own[address] and "private" or proxy.resolver.classify(address)
+  local own = self.own[address:match("^::ffff:(%d+%.%d+%.%d+%.%d+)$") or address]
+  local kind = own and "private" or proxy.resolver.classify(address)
   return PUBLIC[kind] or (private and PRIVATE[kind]), kind
 end
 
@@ -140,17 +142,26 @@ end
 
 -- Connecting -----------------------------------------------------------------------------------------
 
+--- Believes in these authorities from now on.
+function Upstream:set_trust(roots, trust)
+  self.roots, self.trust, self.trusts, self.trust_count = roots, trust, {}, 0
+end
+
+-- The host's authorities and those that a policy adds.
 local function trust_of(self, pem)
   if not pem then
     return self.trust
   end
   local key = proxy.digest.sha256(pem)
   if not self.trusts[key] then
-    local trust, message = proxy.tls.trust(pem)
+    local trust, message = proxy.tls.trust(self.roots .. "\n" .. pem)
     if not trust then
       return nil, "the policy's ca: " .. tostring(message), "EINVAL"
     end
-    self.trusts[key] = trust
+    if self.trust_count >= MOST_TRUSTS then
+      self.trusts, self.trust_count = {}, 0
+    end
+    self.trusts[key], self.trust_count = trust, self.trust_count + 1
   end
   return self.trusts[key]
 end
