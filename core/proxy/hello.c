@@ -3,6 +3,7 @@
  * parent says: a hello that could be cut in two ways may mean another host to the server. */
 #include "hello.h"
 
+#include <arpa/inet.h>
 #include <errno.h>
 #include <stdlib.h>
 #include <string.h>
@@ -120,6 +121,11 @@ static int check_name(const char *name, struct tp_error *err) {
   return is_number(label) ? malformed("the server's name is an address", err) : 0;
 }
 
+static bool is_address(const char *name) {
+  unsigned char address[16];
+  return inet_pton(AF_INET, name, address) == 1 || inet_pton(AF_INET6, name, address) == 1;
+}
+
 static int read_name(struct view data, struct tp_hello *hello, struct tp_error *err) {
   struct view list, name;
   size_t type;
@@ -137,6 +143,11 @@ static int read_name(struct view data, struct tp_hello *hello, struct tp_error *
     hello->sni[i] = (char)(byte >= 'A' && byte <= 'Z' ? byte + 'a' - 'A' : byte);
   }
   hello->sni[name.left] = '\0';
+  /* RFC 6066 forbids it and clients do it: it names nothing that the connection does not. */
+  if (is_address(hello->sni)) {
+    hello->sni[0] = '\0';
+    return 0;
+  }
   return check_name(hello->sni, err);
 }
 

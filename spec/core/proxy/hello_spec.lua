@@ -94,6 +94,11 @@ describe("a ClientHello", function()
     assert.is_false(parse("", { version = 0x0302 }).has_tls12)
   end)
 
+  it("takes an address where a name is due for no name", function()
+    assert.is_nil(parse(server_name("192.0.2.7")).sni)
+    assert.is_nil(parse(server_name("2001:db8::1")).sni)
+  end)
+
   it("tells that another hello is encrypted inside", function()
     assert.is_true(parse(server_name("public.example") .. extension(0xfe0d, "\0abc")).ech)
   end)
@@ -189,7 +194,7 @@ describe("what is no ClientHello", function()
 
   it("is refused when its name is no host name", function()
     for _, name in ipairs { "", ".", "a.", "a..b", ".a", "a b", "a/b", "a:1", "*.a", "a\0b", "a\0", "\195\164.de", "[::1]",
-      "::1", "127.0.0.1", "1.2.3", "127.1", "2130706433", "0x7f000001", "a.0x7f", "example.1", ("a"):rep(64) .. ".b",
+      "1.2.3", "127.1", "2130706433", "0x7f000001", "a.0x7f", "example.1", ("a"):rep(64) .. ".b",
       ("a."):rep(126) .. "ab" } do
       refused(records(handshake(server_name(name))))
     end
