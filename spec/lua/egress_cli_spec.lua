@@ -283,6 +283,34 @@ describe("a sandbox's egress", function()
     assert.is_nil(resolve(box, "example.org"))
   end)
 
+  it("whose policy runs away in a call is denied, and others that share its process go on", function()
+    local other = server:sandbox()
+    assert(other:egress_set({ { "allow_hosts", hosts = { "*.test" } } }))
+    local path = write(support.scratch() .. "/slow.lua", [[
+      return policy {
+        name = "slow",
+        about = "Runs away where no debug hook sees it.",
+        connect = function(event)
+          return (event.host ~= "slow.test" or string.find(("a"):rep(3000), (".-"):rep(30) .. "b")) and allow()
+        end,
+      }]])
+    assert(box:egress_set({ path }))
+    assert.is_truthy(resolve(box, "fast.test"))
+    assert.is_nil(resolve(box, "slow.test")) -- asks several times
+    local denied = entry(box, { policy = "slow", action = "deny", hook = "resolve" })
+    assert.matches("exceeded its time", denied.reason)
+    assert.is_truthy(support.eventually(function()
+      return assert(box:egress_show()).problem
+    end, 10))
+    assert.matches("exceeded its time 3 times", assert(box:egress_show()).problem)
+    assert.is_nil(resolve(box, "fast.test"))
+    served(other)
+    assert.is_truthy(resolve(other, "fast.test"))
+    assert(box:egress_set({ { "allow_hosts", hosts = { "*.test" } } }))
+    assert.is_truthy(resolve(box, "slow.test"))
+    assert(other:destroy())
+  end)
+
   it("survives a stop, policies and all", function()
     assert(box:stop({ grace = 0 }))
     assert.equal("stopped", assert(box:egress_show()).state)

@@ -15,6 +15,9 @@ local steering = require("tidepool.server.steering")
 
 local egress = {}
 
+-- A policy that runs away takes its egress process with it, and all who share that: so often in so many
+-- seconds, and its sandbox is refused everything for as long, or until its policies change.
+local OVERDUE, OVERDUE_WITHIN = 3, 60
 local RETRY = 5 -- seconds after an attach that failed
 
 -- In the order in which an egress process takes them; a host without IPv6, or without bpf, lacks some.
@@ -37,6 +40,33 @@ function egress.refuse(sandbox, reason)
     shut(sandbox, own.steering)
     egress_requests.note(sandbox, { action = "deny", hook = "connect", reason = reason })
   end
+end
+
+-- The watchdog ended a process in a call of this policy.
+local function overdue(member, text)
+  local sandbox = egress_requests.overdue(member, text)
+  local own, now = sandbox and sandbox.egress, os.time()
+  if not own then
+    return
+  elseif not own.overdue or own.overdue.revision ~= own.revision or now - own.overdue.since > OVERDUE_WITHIN then
+    own.overdue = { revision = own.revision, since = now, count = 0 }
+  end
+  own.overdue.count = own.overdue.count + 1
+  if own.overdue.count >= OVERDUE then
+    own.overdue.since = now
+    local process = own.process -- it may serve again already
+    egress.refuse(sandbox, egress.SUSPENDED)
+    if process and not process.dead then
+      async.spawn(process.call, process, "detach", { id = sandbox.id })
+    end
+  end
+end
+
+egress.SUSPENDED = ("a policy exceeded its time %d times: refused for %d s, or until its policies change"):format(OVERDUE, OVERDUE_WITHIN)
+
+local function is_suspended(own)
+  local late = own.overdue
+  return late and late.count >= OVERDUE and late.revision == own.revision and os.time() - late.since <= OVERDUE_WITHIN
 end
 
 -- What an egress process is told ------------------------------------------------------------------
@@ -71,6 +101,8 @@ local function attach(sandbox)
     return nil, "sandbox is not running: " .. sandbox.name, "ESTOPPED"
   elseif own.process and not own.process.dead then
     return true
+  elseif is_suspended(own) then
+    return nil, egress.SUSPENDED, "EAGAIN"
   end
   own.member = own.member or pool:assign(sandbox)
   local process, message, code = pool:wait(own.member)
@@ -282,7 +314,7 @@ function egress.open(server, options)
   return egress_pool.open(server, {
     attach = egress.attach,
     refuse = egress.refuse,
-    overdue = egress_requests.overdue,
+    overdue = overdue,
     request = function(member, method, params)
       return egress_requests.answer(server, member, method, params)
     end,

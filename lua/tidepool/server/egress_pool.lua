@@ -272,7 +272,7 @@ function Pool:lost(member, lost, message)
   member.ready:set(nil, message, "ECONNRESET")
   member.ready = async.event()
   for _, sandbox in pairs(member.sandboxes) do
-    self.owner.refuse(sandbox, "its egress process ended: " .. message)
+    self.owner.refuse(sandbox, "its egress process ended")
   end
   forget(self, lost.number, lost.base)
   if self.closed then

@@ -72,6 +72,7 @@ function egress_requests.answer(server, member, method, params)
 end
 
 --- The watchdog found somebody in a call that did not end, and the process with it: see policy/chain.lua.
+-- Returns the sandbox, if it is still there.
 function egress_requests.overdue(member, text)
   local policy, name, hook = text:match("^policy (%S+) of sandbox (%S+), (%S+)$")
   for _, sandbox in pairs(member.sandboxes) do
@@ -80,6 +81,7 @@ function egress_requests.overdue(member, text)
         action = "deny", hook = hook, policy = policy,
         reason = ("policy %s exceeded its time inside one call; its egress process was started again"):format(policy),
       })
+      return sandbox
     end
   end
 end
