@@ -11,16 +11,26 @@ local SOURCES = {
   { name = "source", type = "string", positional = 2, values = { "-" }, metavar = "-", about = "read it from standard input (the default)" },
 }
 
--- A line typed by a person, unseen. `stty` since LuaJIT has no termios; the terminal is put right whatever
--- happens, also when they give up with Ctrl-C.
+-- A line typed by a person, unseen. By a shell, since it puts the terminal right also when they give up with
+-- Ctrl-C, which ends us at once.
+local UNSEEN = [[
+trap 'stty echo; exit 130' INT TERM HUP
+stty -echo
+IFS= read -r line
+stty echo
+printf %s "$line"
+]]
+
 local function read_unseen()
   io.stderr:write("Secret (not shown): ")
   io.stderr:flush()
-  os.execute("stty -echo")
-  local ok, line = pcall(io.read, "*l")
-  os.execute("stty echo")
+  local pipe = io.popen(UNSEEN)
+  local line = pipe and pipe:read("*a")
+  if pipe then
+    pipe:close()
+  end
   io.stderr:write("\n")
-  return ok and line or nil
+  return line ~= "" and line or nil
 end
 
 local function from_command(command)
@@ -77,6 +87,7 @@ local function set(context, values)
   if not made then
     return context:fail(message, code)
   end
+  made.hosts = format.array(made.hosts)
   return context:result(made, function()
     return made.name .. "\n"
   end)
@@ -103,6 +114,9 @@ return {
       local list, message, code = context:call(command, values)
       if not list then
         return context:fail(message, code)
+      end
+      for _, row in ipairs(list) do
+        row.hosts = format.array(row.hosts)
       end
       return context:result(format.array(list), show_list)
     end,
