@@ -186,7 +186,7 @@ local function serve(self)
   elseif self.port == OUR_PORT and (self.address == "192.0.2.1" or self.address == "100::1") then
     return record(self, { action = "deny", reason = "this is the proxy's own port; connect to the host itself" })
   elseif not look(self) then
-    return
+    return record(self, { action = "note", reason = "closed before it asked for anything" })
   end
   self.chain = self.guest.chain
   local verdict = self.guest:decide("connect", event_of(self))

@@ -5,8 +5,8 @@
 -- as long as no response has begun, and written down either way.
 --
 -- Fields of an exchange: session, conn, loop, chain (the policies that it is decided by), head (of the
--- request), host, path, mismatch, body (if a policy wanted it), verdict, scrub, holds_secret, framing, up (the
--- upstream's connection), pumping (the request body's pump), status, sent and received (bytes of bodies),
+-- request), host, path, mismatch, body (if a policy wanted it), verdict, scrub, holds_secret, framing, upgrade (the
+-- protocols asked for), up (the upstream's connection), pumping (the request body's pump), body_failure, status, sent and received (bytes of bodies),
 -- outcome (for the audit, where the verdict does not tell), tail and kept_tail, last.
 local async = require("tidepool.async")
 local uv = require("luv")
@@ -20,6 +20,17 @@ local WRITE_TIMEOUT = 60 -- seconds without progress
 local BODY_TIMEOUT = 600
 local BODY_GRACE = 1 -- seconds for the rest of a body whose response is complete
 local RESPONSE_TIMEOUT = 900 -- a model may think for minutes
+
+-- A body that breaks off on the client's side ends the wait for its response, and the upstream must not take
+-- what it got for the whole. An upstream that stops reading may still answer.
+local function guard(pump, up)
+  async.spawn(function()
+    local moved, _, code, side = pump:wait()
+    if not moved and side ~= "write" and code ~= "ECANCELED" then
+      up:reset()
+    end
+  end)
+end
 
 -- Sends head and body; the body's pump goes on beside the response. true | nil, message, code.
 local function send(self, bytes)
@@ -35,6 +46,7 @@ local function send(self, bytes)
     framing = self.framing,
     scrub = self.session.guest.service.secrets:detector(),
   }, BODY_TIMEOUT)
+  guard(self.pumping, self.up)
   return true
 end
 
@@ -54,6 +66,10 @@ local function read_response(self)
     end
   end
 end
+
+-- What may be sent twice (RFC 9110, 9.2.2).
+local IDEMPOTENT = { GET = true, HEAD = true, OPTIONS = true, TRACE = true, PUT = true, DELETE = true }
+local GONE = { EOF = true, ECONNRESET = true, EPIPE = true }
 
 -- Connects, sends, and waits for the response to begin. A pooled connection may have been closed under us:
 -- then once more, on a new one. Returns the response's head | nil, message, code.
@@ -77,13 +93,13 @@ local function ask(self, target, bytes)
         return response
       end
     end
-    local again = pooled and not self.pumping and (code == "EOF" or code == "ECONNRESET" or code == "EPIPE")
-    if not again then
+    if not (pooled and GONE[code] and not self.pumping and IDEMPOTENT[self.head.method]) then
       break
     end
     self.up:reset()
     self.up, pooled = nil, false
   end
+  message = code == "EOF" and "it closed the connection" or message
   return nil, ("no response from %s: %s"):format(target.host or target.address, tostring(message)), code
 end
 
@@ -95,10 +111,12 @@ local function settle_body(self, grace)
   end
   local pump = self.pumping
   self.pumping = nil
-  local bytes, message, code, _, moved = pump:finish(grace)
+  local bytes, message, code, side, moved = pump:finish(grace)
   self.sent = bytes or moved or 0
-  self.body_failure = code
-  return bytes ~= nil, message, code
+  if not bytes and side ~= "write" and code ~= "ECANCELED" then
+    self.body_failure, self.body_code = message, code
+  end
+  return bytes ~= nil
 end
 
 -- What a failure of the upstream's side is to the client.
@@ -111,15 +129,17 @@ local function fail(self, message, code)
     self.up:reset()
     self.up = nil
   end
-  if self.body_failure == "EILSEQ" then
+  if self.body_code == "EILSEQ" then
     return requests.refuse(self, 403, "a secret's placeholder is in the request's body, where it is not swapped")
+  elseif self.body_failure then
+    return requests.refuse(self, self.body_code == "ETIMEDOUT" and 408 or 400, "the request's body: " .. self.body_failure)
   end
   return requests.refuse(self, GATEWAY_STATUS[code] or 502, message, code == "EACCES" and "deny" or "error")
 end
 
 -- After the response: keeps or closes the upstream's connection. Returns whether the client's goes on.
 local function finish(self, target, response)
-  local body_done = settle_body(self, BODY_GRACE)
+  local body_done = settle_body(self, self.last and 0 or BODY_GRACE)
   if body_done and response.keep_alive then
     self.session.guest.pool:put(target.key, self.up)
   else
@@ -131,6 +151,9 @@ end
 
 local function answer(self, target, response)
   if response.status == 101 then
+    if not self.upgrade or not responses.is_upgrade(self, response) then
+      return fail(self, "the upstream switched to a protocol that was not asked for")
+    end
     self.status = 101
     responses.upgrade(self, response)
     return false
@@ -141,6 +164,8 @@ local function answer(self, target, response)
   elseif not self.status then
     return fail(self, message, code)
   end
+  settle_body(self, 0)
+  message = self.body_failure and "the request's body: " .. self.body_failure or message
   self.outcome = { action = "error", reason = "cut off: " .. tostring(message), policy = self.verdict.policy }
   self.conn:reset() -- a length that is not reached, or no last chunk: the client must notice
   return false

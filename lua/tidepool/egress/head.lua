@@ -120,13 +120,25 @@ function head.response(status, reason, headers, framing, length, last, upgrade)
 end
 
 local REASONS = {
-  [400] = "Bad Request", [403] = "Forbidden", [405] = "Method Not Allowed", [413] = "Content Too Large",
+  [400] = "Bad Request", [403] = "Forbidden", [405] = "Method Not Allowed", [408] = "Request Timeout", [413] = "Content Too Large",
   [421] = "Misdirected Request", [429] = "Too Many Requests", [431] = "Request Header Fields Too Large",
   [500] = "Internal Server Error", [502] = "Bad Gateway", [503] = "Service Unavailable", [504] = "Gateway Timeout",
 }
 
+-- The names of errors that say less than the sentence before them.
+local NAMES = { ": Bad message$", ": Message too long$", ": No such file or directory$", ": Illegal byte sequence$" }
+
+--- A failure's message as a person wants to read it.
+function head.reason(message)
+  for _, name in ipairs(NAMES) do
+    message = message:gsub(name, "")
+  end
+  return message
+end
+
 --- A whole response of ours, as bytes: a line that says why, for whoever reads the client's output.
 function head.refusal(status, why, method)
+  why = head.reason(why)
   local body = "tidepool: " .. why .. "\n"
   local headers = {
     { "Content-Type", "text/plain; charset=utf-8" },
@@ -137,15 +149,15 @@ function head.refusal(status, why, method)
   return method == "HEAD" and first or first .. body
 end
 
---- A whole response that a policy made, as bytes.
-function head.answer(status, headers, body, method)
+--- A whole response that a policy made, as bytes. `last`: the connection closes after it.
+function head.answer(status, headers, body, method, last)
   local list = {}
   for name, value in pairs(headers or {}) do
     list[#list + 1] = { name, value }
   end
   local bodyless = status < 200 or status == 204 or status == 304
   body = bodyless and "" or body or ""
-  local first = head.response(status, REASONS[status] or "OK", list, not bodyless and "length" or nil, #body)
+  local first = head.response(status, REASONS[status] or "OK", list, not bodyless and "length" or nil, #body, last)
   return method == "HEAD" and first or first .. body
 end
 

@@ -154,9 +154,10 @@ function request.decide(self)
     return request.refuse(self, verdict.status or 403, verdict.reason)
   elseif verdict.action == "respond" then
     self.status = verdict.status
-    self.conn:write(head.answer(verdict.status, verdict.headers, verdict.body, self.head.method), WRITE_TIMEOUT)
+    -- The rest of a body that nobody reads would be in the next request's way.
+    self.kept = self.head.keep_alive and self.head.minor == 1 and (self.body ~= nil or self.head.body == "none")
+    self.conn:write(head.answer(verdict.status, verdict.headers, verdict.body, self.head.method, not self.kept), WRITE_TIMEOUT)
     self.outcome = { action = "respond", reason = verdict.reason, policy = verdict.policy }
-    self.kept = self.body ~= nil or self.head.body == "none" -- else the rest of the body is in the way
     return false
   end
   return true
@@ -187,6 +188,20 @@ end
 local function host_header(target)
   local name = target.host or (target.address:find(":", 1, true) and "[" .. target.address .. "]" or target.address)
   return name
+end
+
+-- The protocols that the client would switch to, without other forms of HTTP and TLS: behind those there are
+-- requests that no policy would see.
+local function upgrade_of(given)
+  local wanted = given.upgrade and given.body == "none" and head.get(given.headers, "upgrade")
+  local list = {}
+  for protocol in (wanted or ""):gmatch("[^,%s]+") do
+    local name = protocol:lower()
+    if not (name:find("^h[23]c?$") or name:find("^http/") or name:find("^tls/")) then
+      list[#list + 1] = protocol
+    end
+  end
+  return #list > 0 and table.concat(list, ", ") or nil
 end
 
 --- The request's head as it goes out | nil after a refusal.
@@ -234,9 +249,9 @@ function request.outgoing(self, target)
     head.set(headers, "Expect", false)
   end
   self.framing = framing
-  local upgrade = given.upgrade and head.get(given.headers, "upgrade") or nil
+  self.upgrade = upgrade_of(given)
   local path = verdict.changes and verdict.changes.path or self.path
-  return head.request(given.method, path, headers, framing ~= "none" and framing or nil, length, upgrade)
+  return head.request(given.method, path, headers, framing ~= "none" and framing or nil, length, self.upgrade)
 end
 
 return request

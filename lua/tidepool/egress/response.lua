@@ -23,19 +23,42 @@ local function event_of(self, given)
   return event
 end
 
--- How the client's side is framed, and whether its connection ends with this response.
+-- Whether the client's connection ends with this response. It does when the upstream has answered before it read
+-- the request's body and won't, or when a client that waits for leave to send it won't get any.
+local function is_last(self, given)
+  if not self.head.keep_alive or self.head.minor == 0 then
+    return true
+  end
+  if not self.pumping then
+    return false
+  elseif self.pumping:has_ended() then
+    return not self.pumping:wait()
+  end
+  return not given.keep_alive or given.status >= (self.head.expect_continue and 300 or 400)
+end
+
+-- How the client's side is framed.
 local function frame_for(self, given)
   if given.body == "none" or given.body == "length" then
-    return given.body, not self.head.keep_alive
-  elseif self.head.minor == 0 then
-    return "eof", true
+    return given.body
   end
-  return "chunked", not self.head.keep_alive
+  return self.head.minor == 0 and "eof" or "chunked"
 end
 
 --- A head without secrets.
 function response.redact(self, text)
   return self.scrub and (self.scrub:text(text)) or text
+end
+
+--- Whether a 101 is one that was asked for.
+function response.is_upgrade(self, given)
+  local protocol = head.get(given.headers, "upgrade")
+  for wanted in self.upgrade:gmatch("[^,%s]+") do
+    if protocol and wanted:lower() == protocol:lower() then
+      return true
+    end
+  end
+  return false
 end
 
 --- WebSocket and its like: opaque from here on, but for what the policies say when they change.
@@ -62,14 +85,14 @@ function response.pass(self, given)
     return nil, verdict.reason, "EACCES"
   end
   head.change(headers, verdict.changes and verdict.changes.headers)
-  local framing, last = frame_for(self, given)
+  local framing = frame_for(self, given)
   -- A response to HEAD, and a 304, tell the length of what they don't carry.
   local announced, length = framing, given.length
   local told = head.get(given.headers, "content-length")
   if framing == "none" and told and given.status ~= 204 then
     announced, length = "length", tonumber(told)
   end
-  self.last = last
+  self.last = is_last(self, given)
   self.status = given.status
   local bytes = head.response(given.status, given.reason, headers, announced, length, self.last)
   local written, message, code = self.conn:write(response.redact(self, bytes), WRITE_TIMEOUT)
