@@ -70,18 +70,41 @@ local function roots()
   return text or ""
 end
 
---- All of it that a process is configured with: roots, nameservers, hosts.
+-- Addresses of the name servers: those of TIDEPOOL_NAMESERVERS ("ip", "ip:port", with commas between), or the
+-- host's.
+local function nameservers()
+  local list = {}
+  for address in (os.getenv("TIDEPOOL_NAMESERVERS") or ""):gmatch("[^,%s]+") do
+    list[#list + 1] = address
+  end
+  return #list > 0 and list or outside.nameservers(read_file("/etc/resolv.conf"))
+end
+
+-- The addresses of this host: private to it, whatever range they are from. A confined process can't ask.
+local function addresses()
+  local list = {}
+  for _, entries in pairs(uv.interface_addresses() or {}) do
+    for _, entry in ipairs(entries) do
+      list[#list + 1] = entry.ip
+    end
+  end
+  table.sort(list)
+  return list
+end
+
+--- All of it that a process is configured with: roots, nameservers, hosts, and this host's own addresses.
 function outside.world()
   return {
     roots = roots(),
-    nameservers = outside.nameservers(read_file("/etc/resolv.conf")),
+    nameservers = nameservers(),
     hosts = outside.hosts(read_file("/etc/hosts")),
+    addresses = addresses(),
   }
 end
 
---- A value that changes when one of those files does.
+--- A value that changes when one of those files does, or an address of this host.
 function outside.stamp()
-  local parts = {}
+  local parts = addresses()
   for _, path in ipairs({ "/etc/resolv.conf", "/etc/hosts", os.getenv("TIDEPOOL_EGRESS_CA") or "", unpack(BUNDLES) }) do
     local stat = path ~= "" and uv.fs_stat(path)
     parts[#parts + 1] = stat and ("%d.%d.%d.%d"):format(stat.ino, stat.size, stat.mtime.sec, stat.mtime.nsec) or "-"
