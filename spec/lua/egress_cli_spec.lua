@@ -300,9 +300,11 @@ describe("a sandbox's egress", function()
     local denied = entry(box, { policy = "slow", action = "deny", hook = "resolve" })
     assert.matches("exceeded its time", denied.reason)
     assert.is_truthy(support.eventually(function()
-      return assert(box:egress_show()).problem
-    end, 10))
-    assert.matches("exceeded its time 3 times", assert(box:egress_show()).problem)
+      if (assert(box:egress_show()).problem or ""):find("exceeded its time 3 times", 1, true) then
+        return true
+      end
+      resolve(box, "slow.test")
+    end, 20))
     assert.is_nil(resolve(box, "fast.test"))
     served(other)
     assert.is_truthy(resolve(other, "fast.test"))

@@ -336,13 +336,16 @@ function Guest:save_states()
   end)
 end
 
---- The descriptors, for a server that must hold them too: in the order in which attach takes them.
+--- The descriptors, for a server that must hold them too, and which they are.
 function Guest:descriptors()
-  local list = {}
-  for i, name in ipairs(guest.HANDLES) do
-    list[i] = assert(core.fd.duplicate(self.handles[name]))
+  local list, which = {}, {}
+  for _, name in ipairs(guest.HANDLES) do
+    if self.handles[name] then
+      which[#which + 1] = name
+      list[#list + 1] = assert(core.fd.duplicate(self.handles[name]))
+    end
   end
-  return list
+  return list, which
 end
 
 guest.HANDLES = { "tcp4", "tcp6", "udp4", "udp6", "map", "link" }

@@ -90,7 +90,7 @@ function handlers.attach(self, params, fds)
     return nil, "attach needs the listeners", "EINVAL"
   end
   local handles = {}
-  for i, name in ipairs(guests.HANDLES) do
+  for i, name in ipairs(params.handles or guests.HANDLES) do -- without IPv6 or without bpf there are less
     handles[name] = fds[i] and assert(core.fd.duplicate(fds[i]))
   end
   for _, secret in ipairs(params.secrets or {}) do
@@ -141,13 +141,14 @@ function handlers.inventory(self)
   return list
 end
 
---- A sandbox's descriptors, in the order in which attach takes them.
+--- A sandbox's descriptors, and their names, as attach takes them.
 function handlers.handles(self, params)
   local guest = self.guests[params.id]
   if not guest then
     return nil, "no such sandbox here", "ENOSANDBOX"
   end
-  return true, nil, nil, guest:descriptors()
+  local list, names = guest:descriptors()
+  return names, nil, nil, list
 end
 
 -- Takes a connection to a server; an earlier one is over.

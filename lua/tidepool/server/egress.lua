@@ -271,6 +271,30 @@ function egress.finish(sandbox)
   end
 end
 
+-- New listeners, for a sandbox whose old ones nobody holds any more. Tried again while it runs.
+local resteer
+function resteer(sandbox)
+  local own, server = sandbox.egress, sandbox.server
+  local made, message, code = container.resteer(server.spawners, sandbox.run.pid, sandbox.run.steering)
+  if made and sandbox.state == "running" then
+    egress.begin(sandbox, made)
+    return true
+  elseif made then
+    steering.close(made) -- it has ended meanwhile
+    return nil, "sandbox is not running: " .. sandbox.name, "ESTOPPED"
+  end
+  if own.problem ~= message then
+    log.error("not_steered", { sandbox = sandbox.name, message = message, code = code })
+  end
+  own.problem = message
+  async.after(RETRY, function()
+    if sandbox.state == "running" and not own.steering then
+      async.spawn(resteer, sandbox)
+    end
+  end)
+  return nil, message, code
+end
+
 --- Takes over a sandbox that runs: from the egress process that serves it, or by new listeners where that
 --- has ended as well. Returns true | nil, message, code.
 function egress.adopt(sandbox)
@@ -289,15 +313,9 @@ function egress.adopt(sandbox)
       steering.open(made)
       return egress.push(sandbox)
     end
+    member.process:call("detach", { id = sandbox.id }) -- what it holds and can't give is in the way of the new ones
   end
-  local made, message, code = container.resteer(server.spawners, sandbox.run.pid, sandbox.run.steering)
-  if not made then
-    own.problem = message
-    log.error("not_steered", { sandbox = sandbox.name, message = message, code = code })
-    return nil, message, code
-  end
-  egress.begin(sandbox, made)
-  return true
+  return resteer(sandbox)
 end
 
 --- The policies' names, in order, for a line.

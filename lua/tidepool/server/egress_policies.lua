@@ -94,7 +94,7 @@ function egress_policies.show(sandbox)
     name = sandbox.name,
     policies = list,
     revision = own.revision,
-    state = not own.steering and "stopped" or own.process and "served" or "refused",
+    state = own.process and "served" or sandbox.state == "running" and "refused" or "stopped",
     problem = own.problem,
     process = own.process and { number = member.number, pid = own.process.pid } or nil,
     mode = own.steering and own.steering.mode or nil,
