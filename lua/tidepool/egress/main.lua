@@ -9,6 +9,8 @@ if repo then -- its environment is nearly empty
   package.path = ("%s/lua/?.lua;%s/lua/?/init.lua;%s"):format(repo, repo, package.path)
   package.cpath = ("%s/?.so;%s"):format(os.getenv("TIDEPOOL_BUILD") or repo .. "/.build", package.cpath)
 end
+require("tidepool.core").fd.close_from(6) -- what a server had open by chance is none of ours
+require("tidepool.iteration")
 local uv = require("luv")
 local async = require("tidepool.async")
 local core = require("tidepool.core")

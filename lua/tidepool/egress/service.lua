@@ -20,6 +20,7 @@ Service.__index = Service
 
 local handlers = {}
 
+local ALONE = 30 -- seconds without a server after which one that serves nobody ends
 local ANSWER = 10 -- seconds that the server may take for an answer
 
 local function resolver_of(params)
@@ -171,6 +172,11 @@ local function serve(self, channel)
         if not self.upstream then
           os.exit(0) -- never configured: nobody needs us
         end
+        async.after(ALONE, function()
+          if not self.server and next(self.guests) == nil and #self.audit.queue == 0 then
+            os.exit(0)
+          end
+        end)
       end
     end,
   })
