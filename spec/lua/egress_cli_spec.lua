@@ -180,16 +180,17 @@ describe("egress policies", function()
     assert(box:egress_set({ { "allow_hosts", hosts = { "a.test" } } }))
     local name = "log-" .. support.unique() .. ".test"
     async.run(function()
-      local seen
+      local following = assert(box:egress_log({ follow = true }))
       local follower = async.spawn(function()
-        return box:egress_log({ follow = function(found)
-          seen = found.host == name and found or seen
-          return not seen
-        end })
+        for found in following do
+          if found.host == name then
+            return found
+          end
+        end
       end)
       async.sleep(0.2)
       resolve(box, name)
-      follower:join()
+      local _, seen = follower:join()
       assert.equal("deny", seen.action)
     end)
     local shown = cli("egress", "log", box.name, "--denied")

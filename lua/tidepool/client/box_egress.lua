@@ -6,6 +6,34 @@ local box_egress = {}
 
 local WAIT = 25 -- seconds of one request that waits for entries
 
+-- The next entries, or the number to begin at | raises.
+local function call(self, query)
+  local list, message, code = self.client:call("egress_log", query)
+  if not list then
+    error(("%s (%s)"):format(message, code), 0)
+  end
+  return list
+end
+
+local function follow(self, query)
+  local list, at = {}, 0
+  if not query.after then
+    local last = call(self, { name = query.name, limit = 1 })
+    query.after = last[1] and last[1].seq or 0
+  end
+  query.wait = WAIT
+  return function()
+    return async.within(function()
+      while at >= #list do
+        list, at = call(self, query), 0
+        query.after = list[#list] and list[#list].seq or query.after
+      end
+      at = at + 1
+      return list[at]
+    end)
+  end
+end
+
 --- Adds the methods to the class.
 function box_egress.extend(Box)
   --- Adds an egress policy, or changes the options of one that is there. Requests in flight end under the old one.
@@ -53,33 +81,20 @@ function box_egress.extend(Box)
     return self.client:call("egress_show", { name = self.name })
   end
 
-  --- What was decided, the oldest first. after: the `seq` of the last one seen; wait: seconds to wait for one;
-  --- follow: called with each entry from now on, until it returns false or the sandbox is gone.
-  ---@param options? { after: integer, limit: integer, action: string, wait: number, follow: fun(entry: tidepool.AuditEntry): boolean? }
-  ---@return tidepool.AuditEntry[]?
+  --- What was decided, the oldest first. after: the `seq` of the last one seen, without it the latest ones;
+  --- wait: seconds to wait for one when there is none. With `follow`, an iterator over what comes from now on,
+  --- or after `after`, which waits for each and raises when it can't go on.
+  ---@param options? { after: integer, limit: integer, action: string, wait: number, follow: boolean }
+  ---@return tidepool.AuditEntry[]|(fun(): tidepool.AuditEntry)|nil
   ---@return string? message
   ---@return string? code
   function Box:egress_log(options)
     options = options or {}
     local query = { name = self.name, after = options.after, limit = options.limit, action = options.action, wait = options.wait }
-    if not options.follow then
-      return self.client:call("egress_log", query)
+    if options.follow then
+      return follow(self, query)
     end
-    return async.within(function()
-      local list, message, code = self.client:call("egress_log", { name = self.name, limit = 1 })
-      query.after = options.after or list and (list[1] and list[1].seq or 0)
-      query.wait = WAIT
-      while list do
-        list, message, code = self.client:call("egress_log", query)
-        for _, entry in ipairs(list or {}) do
-          query.after = entry.seq
-          if options.follow(entry) == false then
-            return {}
-          end
-        end
-      end
-      return nil, message, code
-    end)
+    return self.client:call("egress_log", query)
   end
 end
 
