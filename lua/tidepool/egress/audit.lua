@@ -74,7 +74,8 @@ function Audit:add(fields)
   for _, name in ipairs(TEXTS) do
     local text = fields[name]
     if text then
-      fields[name] = self.redact(tostring(text):sub(1, LONGEST):gsub("%c", "?"))
+      -- Cut last: half a secret would not be known for one.
+      fields[name] = (self.redact(tostring(text)):sub(1, LONGEST):gsub("%c", "?"))
     end
   end
   fields.path = fields.path and (fields.path:gsub("%?.*", "?...")) -- a query may be a credential

@@ -246,6 +246,18 @@ function Guest:decide(hook, event)
   return self:decide_with(self.chain, hook, event)
 end
 
+-- What a verdict tells the sandbox, without secrets in any encoding: a policy may have said too much.
+local function redact(verdict, secrets)
+  verdict.reason = verdict.reason and secrets:redact(verdict.reason)
+  if verdict.action == "respond" then
+    verdict.body = verdict.body and secrets:redact(verdict.body)
+    for name, value in pairs(verdict.headers or {}) do
+      verdict.headers[name] = secrets:redact(value)
+    end
+  end
+  return verdict
+end
+
 --- What the policies of `chain` say. Nothing is allowed that can't be written down.
 function Guest:decide_with(chain, hook, event)
   if self.service.audit:is_full() then
@@ -253,7 +265,7 @@ function Guest:decide_with(chain, hook, event)
   end
   local verdict = chain:decide(hook, event)
   self:save_states()
-  return verdict
+  return redact(verdict, self.service.secrets)
 end
 
 --- Writes a decision down: a verdict, and what it was about.
