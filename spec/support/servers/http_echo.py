@@ -203,9 +203,12 @@ def redirect(request, reply):
 
 
 def upgrade(request, reply):
-    """Switches to a protocol that gives every byte back, until the peer's end."""
+    """Switches to a protocol that gives every byte back, until the peer's end. With `leak` it says the
+    credential first, a byte at a time."""
     reply.keep = False
     reply.head(101, [("Upgrade", request.header("upgrade") or "echo"), ("Connection", "Upgrade")])
+    for byte in presented(request) if "leak" in request.query else b"":
+        reply.raw(bytes([byte]))
     while True:
         data = request.stream.read1(65536)
         if not data:
