@@ -40,11 +40,11 @@ local function start(config, prefix)
   return setmetatable({ log = config.log, from = 0, port = tonumber(process.found) }, Canary)
 end
 
---- On 127.0.0.1, ::1 and all other addresses of this host, and on an abstract unix socket. Fields: port,
--- abstract.
-function canary.host()
+--- On 127.0.0.1, ::1 and all other addresses of this host, and on an abstract unix socket; on a port, if it
+-- matters which. Fields: port, abstract.
+function canary.host(port)
   local abstract = "tidepool-canary-" .. support.unique()
-  local self = start({ hosts = { "0.0.0.0", "::1" }, abstract = abstract }, {})
+  local self = start({ hosts = { "0.0.0.0", "::" }, port = port, abstract = abstract }, {})
   self.abstract = abstract
   return self
 end

@@ -45,22 +45,22 @@ def ask(connection, address="canary", port=80):
     return data.decode("latin-1").partition("\r\n\r\n")[2][:120] or data.decode("latin-1") or "closed"
 
 
-def tcp(address, port, prepare=None):
+def tcp(address, port, prepare=None, name=None):
     with socket.socket(family_of(address), socket.SOCK_STREAM) as connection:
         connection.settimeout(3)
         if prepare:
             prepare(connection)
         connection.connect((address, port))
-        return ask(connection, address, port)
+        return ask(connection, name or address, port)
 
 
-def udp(address, port, data=b"ping", prepare=None):
+def udp(address, port, data=b"ping", prepare=None, size=40):
     with socket.socket(family_of(address), socket.SOCK_DGRAM) as sender:
-        sender.settimeout(0.05)
+        sender.settimeout(0.05 if size == 40 else 2)
         if prepare:
             prepare(sender)
         sender.sendto(data, (address, port))
-        return sender.recv(4096)[:40]
+        return sender.recv(4096)[:size]
 
 
 def connects():
@@ -311,6 +311,73 @@ def destroy():
     diag = lambda family, address: Netlink(4).call(21, 0, request(family, socket.inet_pton(family, address)))
     return {"v4": attempt(diag, socket.AF_INET, "192.0.2.1"), "v6": attempt(diag, socket.AF_INET6, "100::1"),
             "then": attempt(tcp, C["v4"], C["port"])}
+
+
+def query(name, kind=16, cls=1, flags=0x0100, count=1, tail=b""):
+    return struct.pack("!6H", 7, flags, count, 0, 0, 0) + name + struct.pack("!HH", kind, cls) + tail
+
+
+def labels(*parts):
+    return b"".join(bytes([len(part)]) + part for part in parts) + b"\0"
+
+
+def dns():
+    """Queries that no resolver sends, to whoever might pass them on; each outcome is an rcode, or silence."""
+    plain = labels(b"stolen", b"example")
+    data = labels(b"a" * 63, b"b" * 63, b"c" * 63, b"d" * 50)
+    asked = {
+        "txt": query(plain), "long": query(data), "null": query(data, 10), "any": query(plain, 255),
+        "axfr": query(plain, 252), "chaos": query(labels(b"version", b"bind"), 16, 3), "update": query(plain, 6, 1, 0x2800),
+        "notify": query(plain, 6, 1, 0x2000), "an answer": query(plain, 1, 1, 0x8180), "two": query(plain, 1, 1, 0x100, 2),
+        "none": query(plain, 1, 1, 0x100, 0), "many": query(plain, 1, 1, 0x100, 65535), "nothing": b"", "short": b"\0\7\1",
+        "zeros": bytes(512), "loop": query(b"\xc0\x0c"), "label type": query(b"\x40abc\0"), "too long": query(labels(*[b"x" * 63] * 5)),
+        "cut": query(plain)[:-3], "nul": query(labels(b"a\0b", b"example")), "line": query(labels(b"a\r\nX-Evil: 1", b"example")),
+        "dot": query(labels(b"a.b", b"example")), "space": query(labels(b"a b", b"example")), "root": query(b"\0", 2),
+        "high": query(labels(b"\xff\xfe", b"example")), "trailing": query(plain, 1, 1, 0x100, 1, b"secret" * 100),
+        "big": query(plain, 1, 1, 0x100, 1, b"x" * 60000),
+    }
+    found = {}
+    for name, data in asked.items():
+        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sender:
+            sender.settimeout(0.2)
+            sender.connect(("10.200.0.1", 53))
+            found[name] = attempt(lambda: (sender.send(data), sender.recv(4096)[3] & 15)[1])
+    for address in (C["v4"], C["v6"], C["host4"], "8.8.8.8", "2001:4860:4860::8888", "127.0.0.53"):
+        found["txt to " + address] = attempt(lambda: udp(address, 53, query(plain))[3])
+    return found
+
+
+def dns_stream():
+    """The same over TCP, and what is no DNS at all on its port."""
+    framed = lambda data: struct.pack("!H", len(data)) + data
+    asked = {
+        "query": framed(query(labels(b"stolen", b"example"))), "zero": b"\0\0", "http": ASK, "junk": bytes(range(256)) * 40,
+        "huge": b"\xff\xff" + bytes(65535), "tls": b"\x16\3\1\2\0\1\0\1\xfc\3\3" + bytes(507),
+        "thousand": framed(query(labels(b"stolen", b"example"))) * 1000,
+    }
+    found = {}
+    for name, data in asked.items():
+        with socket.create_connection((C["v4"], 53), timeout=2) as connection:
+            connection.sendall(data)
+            connection.shutdown(socket.SHUT_WR)
+            size, piece = 0, b"-"
+            while piece:
+                try:
+                    piece = connection.recv(65536)
+                except OSError:
+                    break
+                size += len(piece)
+            found[name] = "%d bytes" % size
+    return found
+
+
+def names():
+    """Plain HTTP to each of `names`, by the address that the sandbox's name server has for it."""
+    found = {}
+    for name in C["names"]:
+        answer = udp("10.200.0.1", 53, query(labels(*name.encode().split(b".")), 1), size=512)
+        found[name] = attempt(tcp, socket.inet_ntoa(answer[-4:]), C["port"], None, name)
+    return found
 
 
 print(json.dumps({deed: globals()[deed]() for deed in C["deeds"]}))

@@ -74,11 +74,15 @@ local function decide(guest, query)
   return with_addresses(query, { A = names.v4(index), AAAA = names.v6(index) })
 end
 
+local function record_malformed(guest, why)
+  guest:record({ action = "deny", reason = "malformed DNS query: " .. why }, { hook = "resolve", protocol = "dns" })
+end
+
 -- The bytes to answer with, or nil when not even an id can be read.
 local function answer(guest, bytes, stream)
   local query, why = proxy.dns.parse(bytes)
   if not query then
-    guest:record({ action = "deny", reason = "malformed DNS query: " .. tostring(why) }, { hook = "resolve", protocol = "dns" })
+    record_malformed(guest, tostring(why))
     return proxy.dns.answer(bytes, { rcode = "FORMERR" }, UDP_LEAST)
   end
   local most = stream and TCP_MOST or math.max(UDP_LEAST, math.min(query.edns_size or UDP_LEAST, UDP_MOST))
@@ -128,7 +132,7 @@ function dns.stream(guest, conn)
     else
       local bytes = conn:read(IDLE)
       if not bytes then
-        return
+        return #buffer > 0 and record_malformed(guest, "it was cut off")
       end
       buffer = buffer .. bytes
     end

@@ -108,8 +108,10 @@ local function resolve(self, host)
 end
 
 local function may_reach(self, address, private)
-  local own = self.own[address:match("^::ffff:(%d+%.%d+%.%d+%.%d+)$") or address]
-  local kind = own and "private" or proxy.resolver.classify(address)
+  local kind = proxy.resolver.classify(address)
+  if PUBLIC[kind] and self.own[address:match("^::ffff:(%d+%.%d+%.%d+%.%d+)$") or address] then
+    kind = "private"
+  end
   return PUBLIC[kind] or (private and PRIVATE[kind]), kind
 end
 

@@ -71,6 +71,8 @@ def main():
         listener = socket.create_server((host, port), family=family, backlog=1024)
         port = listener.getsockname()[1]
         udp = socket.socket(family, socket.SOCK_DGRAM)
+        if family == socket.AF_INET6:
+            udp.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
         udp.bind((host, port))
         start(accept, listener, "tcp")
         start(receive, udp, "udp")
