@@ -88,32 +88,56 @@ function audit.open(options)
 end
 
 local function add_one(self, entry)
-  local sandbox, action = number(entry.id), tostring(entry.action)
-  local ok, message, code = self.db:execute("INSERT INTO entries (time, sandbox, name, action, entry) VALUES (?, ?, ?, ?, ?)",
-    number(entry.time), sandbox, tostring(entry.sandbox), action, cjson.encode(clean(entry)))
-  if not ok then
-    return nil, message, code
+  return self.db:execute("INSERT INTO entries (time, sandbox, name, action, entry) VALUES (?, ?, ?, ?, ?)",
+    number(entry.time), number(entry.id), tostring(entry.sandbox), tostring(entry.action), cjson.encode(clean(entry)))
+end
+
+-- What a batch adds to the counters, by sandbox.
+local function sums(entries)
+  local by_id = {}
+  for _, entry in ipairs(entries) do
+    local id = number(entry.id)
+    local sum = by_id[id] or { allowed = 0, denied = 0, sent = 0, received = 0 }
+    local which = entry.action == "deny" and "denied" or entry.action ~= "note" and "allowed"
+    if which then
+      sum[which] = sum[which] + math.max(1, number(entry.count))
+    end
+    sum.sent, sum.received = sum.sent + number(entry.bytes_sent), sum.received + number(entry.bytes_received)
+    sum.last = number(entry.time)
+    by_id[id] = sum
   end
-  local count = math.max(1, number(entry.count))
-  local denied = action == "deny"
+  return by_id
+end
+
+local function count(self, id, sum)
   return self.db:execute([[INSERT INTO counters (sandbox, allowed, denied, sent, received, last) VALUES (?, ?, ?, ?, ?, ?)
     ON CONFLICT (sandbox) DO UPDATE SET allowed = allowed + excluded.allowed, denied = denied + excluded.denied,
     sent = sent + excluded.sent, received = received + excluded.received, last = excluded.last]],
-    sandbox, (denied or action == "note") and 0 or count, denied and count or 0,
-    number(entry.bytes_sent), number(entry.bytes_received), number(entry.time))
+    id, sum.allowed, sum.denied, sum.sent, sum.received, sum.last)
+end
+
+-- In one transaction: true | nil, message, code.
+local function store(self, entries)
+  for _, entry in ipairs(entries) do
+    local ok, message, code = add_one(self, entry)
+    if not ok then
+      return nil, message, code
+    end
+  end
+  for id, sum in pairs(sums(entries)) do
+    local ok, message, code = count(self, id, sum)
+    if not ok then
+      return nil, message, code
+    end
+  end
+  return true
 end
 
 --- Stores entries, all or none: true | nil, message, code. An entry has time, id and sandbox (number and
 --- name of the sandbox), action, and what of FIELDS applies.
 function Audit:add(entries)
   local ok, message, code = self.db:transaction(function()
-    for _, entry in ipairs(entries) do
-      local added, why, why_code = add_one(self, entry)
-      if not added then
-        return nil, why, why_code
-      end
-    end
-    return true
+    return store(self, entries)
   end)
   if not ok then
     return nil, message, code
