@@ -57,6 +57,7 @@ if not main then
   return require("tidepool.facade")
 end
 
+require("tidepool.iteration")
 package.preload.sandbox = function()
   return require("tidepool.facade")
 end
