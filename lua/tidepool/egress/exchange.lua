@@ -7,7 +7,7 @@
 -- Fields of an exchange: session, conn, loop, chain (the policies that it is decided by), head (of the
 -- request), host, path, mismatch, body (if a policy wanted it), verdict, scrub, holds_secret, framing, upgrade (the
 -- protocols asked for), up (the upstream's connection), pumping (the request body's pump), body_failure, status, sent and received (bytes of bodies),
--- outcome (for the audit, where the verdict does not tell), tail and kept_tail, last.
+-- used (names of the secrets that go out), outcome (for the audit, where the verdict does not tell), tail and kept_tail, last.
 local async = require("tidepool.async")
 local uv = require("luv")
 local head = require("tidepool.egress.head")
@@ -206,6 +206,7 @@ local function record(self)
     method = self.head.method,
     path = self.path or self.head.target,
     status = self.status,
+    secrets = self.used and self.used[1] and self.used or nil,
     bytes_sent = self.sent,
     bytes_received = self.received,
     seconds = (uv.hrtime() - self.began) / 1e9,

@@ -228,13 +228,10 @@ function request.outgoing(self, target)
   end
   self.scrub = scrub
   -- Whether a value went out in this very request: then nothing may come back that can't be searched.
-  self.holds_secret = scrub ~= nil and swapped > 0
+  local holds
+  self.used, holds = secrets:names_in(headers)
+  self.holds_secret = scrub ~= nil and (swapped > 0 or holds)
   if scrub then
-    for _, header in ipairs(headers) do
-      if not self.holds_secret then
-        self.holds_secret = scrub:text(header[2]) ~= header[2]
-      end
-    end
     head.set(headers, "Accept-Encoding", "identity")
     if self.holds_secret then
       head.set(headers, "Range", false) -- two halves of a secret could be fetched apart

@@ -32,7 +32,7 @@ local function compile(self)
     end
   end
   for _, value in ipairs(self.retired) do
-    values[#values + 1] = { value, 1 }
+    values[#values + 1] = { value, #self.order + 1 } -- the id of none
   end
   self.values = #values > 0 and assert(scrub.new(values, "mask")) or nil
   self.placeholders = #placeholders > 0 and assert(scrub.new(placeholders, "detect")) or nil
@@ -100,6 +100,21 @@ function Store:find(text)
   end
   local _, id = detector:text(text)
   return id and self.order[id]
+end
+
+--- The names of the secrets whose values are in a list of { name, value } headers, each once; and whether any
+--- value is, former ones too.
+function Store:names_in(headers)
+  local masks, names, seen, any = self:masks(), {}, {}, false
+  for _, header in ipairs(masks and headers or {}) do
+    local _, id = masks:text(header[2])
+    local name = id and self.order[id]
+    any = any or id ~= nil
+    if name and not seen[name] then
+      seen[name], names[#names + 1] = true, name
+    end
+  end
+  return names, any
 end
 
 -- Where a secret may go. A host in the clear needs "http://host".

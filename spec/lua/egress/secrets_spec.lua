@@ -113,6 +113,12 @@ describe("a secret", function()
     assert.equal("Bearer " .. values["spec-swap"], seen[2])
     assert.same({ "base64 +0" }, { search.bytes(seen[3], "x:" .. values["spec-swap"])[1] })
     nowhere(table.concat(answers))
+    for host, name in pairs({ ["basic.test"] = "spec-header", ["swap.test"] = "spec-swap" }) do
+      assert.same({ name }, talk.entry(box, { action = "allow", host = host, path = "/echo" }).secrets)
+    end
+    for _, secret in ipairs(assert(sandbox.secret.ls())) do
+      assert.is_true(secret.used > os.time() - 60, secret.name)
+    end
   end)
 
   it("does not come back, wherever and however the upstream puts it", function()
@@ -276,61 +282,5 @@ describe("a secret that changes", function()
     local answer = ask({ { "basic.test", false, "/echo" } })[1]
     assert.matches("^HTTP/1.1 403 ", answer)
     assert.is_truthy(denied("basic.test", "secret \"spec-header\" is not there"))
-  end)
-end)
-
-describe("the key of a state directory", function()
-  local server, key
-  setup(function()
-    server = support.server()
-    server:sandbox()
-    key = server.state .. "/secret.key"
-  end)
-
-  -- A server that finds its key like this: the problem that `secret ls` tells, and the rest works.
-  local function expect(problem)
-    local name = assert(server.client:call("ls", {}))[1].name
-    server:kill()
-    assert.is_truthy(assert(server.client:call("secret_ls", {}))[1].problem:find(problem, 1, true))
-    local kept = require("tidepool.client.box").new(server.client, name)
-    assert.equal("hi\n", assert(kept:exec("echo hi")).stdout)
-    assert(kept:egress_set({ { "http_basic", hosts = { "a.test" }, user = "me", secret = "kept" }, { "allow_hosts", hosts = { "b.test" } } }))
-    assert.matches("Address: 198.18", assert(kept:exec({ "nslookup", "b.test" })).stdout)
-    local made = server:sandbox()
-    assert.equal("served", support.eventually(function()
-      local state = assert(made:egress_show()).state
-      return state == "served" and state
-    end))
-    assert(made:destroy())
-    local set, message = server.client:call("secret_set", { secret = "other", value = "long enough" })
-    return set, message
-  end
-
-  it("is read by its owner alone", function()
-    assert(server.client:call("secret_set", { secret = "kept", value = token() }))
-    local stat = require("luv").fs_lstat(key)
-    assert.equal(tonumber("100600", 8), stat.mode)
-    assert.equal(0, stat.uid)
-  end)
-
-  it("is missed with a clear word when it is gone, and what needs no secret goes on", function()
-    assert(os.rename(key, key .. ".away"))
-    local set, message = expect("secret.key is gone, and with it every secret")
-    assert.is_nil(set)
-    assert.matches("bring it back", message)
-    assert.is_nil(support.read(key))
-  end)
-
-  it("is not mistaken for another's", function()
-    web.write(key, ("k"):rep(32))
-    assert(require("luv").fs_chmod(key, tonumber("600", 8)))
-    expect("was not sealed with")
-    assert(server.client:call("secret_rm", { secret = "other" }))
-  end)
-
-  it("opens all again when it is back", function()
-    assert(os.rename(key .. ".away", key))
-    server:kill()
-    assert.is_nil(assert(server.client:call("secret_ls", {}))[1].problem)
   end)
 end)
