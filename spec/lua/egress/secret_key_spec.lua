@@ -1,0 +1,61 @@
+-- The key that seals secrets at rest, lost and found, with a real server and sandboxes that go on without it.
+local uv = require("luv")
+local support = require("spec.support")
+local write = require("spec.support.web").write
+
+describe("the key of a state directory", function()
+  local server, key
+  setup(function()
+    support.needs_root()
+    server = support.server()
+    server:sandbox()
+    key = server.state .. "/secret.key"
+  end)
+
+  -- A server that finds its key like this: the problem that `secret ls` tells, and the rest works.
+  local function expect(problem)
+    local name = assert(server.client:call("ls", {}))[1].name
+    server:kill()
+    assert.is_truthy(assert(server.client:call("secret_ls", {}))[1].problem:find(problem, 1, true))
+    local kept = require("tidepool.client.box").new(server.client, name)
+    assert.equal("hi\n", assert(kept:exec("echo hi")).stdout)
+    assert(kept:egress_set({ { "http_basic", hosts = { "a.test" }, user = "me", secret = "kept" }, { "allow_hosts", hosts = { "b.test" } } }))
+    assert.matches("Address: 198.18", assert(kept:exec({ "nslookup", "b.test" })).stdout)
+    local made = server:sandbox()
+    assert.equal("served", support.eventually(function()
+      local state = assert(made:egress_show()).state
+      return state == "served" and state
+    end))
+    assert(made:destroy())
+    local made_other, message = server.client:call("secret_set", { secret = "other", value = "long enough" })
+    return made_other, message
+  end
+
+  it("is read by its owner alone", function()
+    assert(server.client:call("secret_set", { secret = "kept", value = "a value that is kept" }))
+    local stat = uv.fs_lstat(key)
+    assert.equal(tonumber("100600", 8), stat.mode)
+    assert.equal(0, stat.uid)
+  end)
+
+  it("is missed with a clear word when it is gone, and what needs no secret goes on", function()
+    assert(os.rename(key, key .. ".away"))
+    local made, message = expect("secret.key is gone, and with it every secret")
+    assert.is_nil(made)
+    assert.matches("bring it back", message)
+    assert.is_nil(support.read(key))
+  end)
+
+  it("is not mistaken for another's", function()
+    write(key, ("k"):rep(32))
+    assert(uv.fs_chmod(key, tonumber("600", 8)))
+    expect("was not sealed with")
+    assert(server.client:call("secret_rm", { secret = "other" }))
+  end)
+
+  it("opens all again when it is back", function()
+    assert(os.rename(key .. ".away", key))
+    server:kill()
+    assert.is_nil(assert(server.client:call("secret_ls", {}))[1].problem)
+  end)
+end)
