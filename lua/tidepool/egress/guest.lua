@@ -260,7 +260,7 @@ end
 
 --- What the policies of `chain` say. Nothing is allowed that can't be written down.
 function Guest:decide_with(chain, hook, event)
-  if self.service.audit:is_full() then
+  if self.service.audit:is_full(self.id) then
     return { action = "deny", reason = "the audit queue is full", status = 503, hook = hook, changes = {} }
   end
   local verdict = chain:decide(hook, event)

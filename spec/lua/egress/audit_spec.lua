@@ -58,13 +58,42 @@ describe("the audit's way to the server", function()
       end, identity)
       local added = 0
       while not queue:is_full() and added < 1e6 do
-        queue:add(deny({ host = "host" .. added }))
+        queue:add(deny({ id = added % 10, host = "host" .. added }))
         added = added + 1
       end
       assert.is_true(added < 1e5)
       queue:add(deny({ host = "one more" }))
       assert.equal(1, queue.dropped)
     end)
+  end)
+
+  it("is full for who floods it long before it is for the others, and counts what it does not list", function()
+    local sent = {}
+    async.run(function()
+      local queue = audit.new(function(entries)
+        for _, entry in ipairs(entries) do
+          sent[#sent + 1] = entry
+        end
+        return true
+      end, identity)
+      for i = 1, 5000 do
+        queue:add(deny({ host = "host" .. i }))
+      end
+      assert.is_true(queue:is_full(1))
+      assert.is_false(queue:is_full(2))
+      queue:add(deny({ id = 2, action = "allow" }))
+      queue:add(deny({ action = "allow", host = "was allowed before" }))
+      async.sleep(0.3)
+      assert.is_false(queue:is_full(1))
+    end)
+    local counted, allowed = 0, 0
+    for _, entry in ipairs(sent) do
+      counted = counted + (entry.action == "deny" and entry.count or 0)
+      allowed = allowed + (entry.action == "allow" and 1 or 0)
+    end
+    assert.equal(5000, counted)
+    assert.equal(2, allowed)
+    assert.is_true(#sent < 2100)
   end)
 
   it("takes secrets, queries and control characters out", function()
