@@ -9,7 +9,7 @@ local proxy = require("tidepool.proxy")
 local upstream = {}
 
 local CONNECT_TIMEOUT = 10 -- seconds, one address
-local TLS_TIMEOUT = 15 -- seconds
+local TLS_TIMEOUT = 10 -- seconds
 local MOST_ADDRESSES = 6
 local TTL_LEAST, TTL_MOST = 1, 60 -- seconds that an answer is kept
 local CACHED = 4096
