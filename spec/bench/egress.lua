@@ -182,7 +182,7 @@ return function(context)
   local list = {
     -- First, since what a process has freed it uses again.
     a_connection("idle", 100),
-    a_connection("busy", 100),
+    a_connection("busy"), -- the worst case: stalled, with all buffers full
     {
       name = "egress_connect", unit = "ms",
       measure = function()
