@@ -56,6 +56,9 @@ end
 -- Finds out what the client speaks: fills protocol, tls, sni, mismatch. false when it has gone or can't be.
 local function look(self)
   local kind, info = self.conn:peek(PEEK_TIMEOUT)
+  if kind == "other" then -- or half of something, by a slow client or a sly one: this tells at once which
+    kind, info = self.conn:peek(HELLO_TIMEOUT)
+  end
   if kind == "silent" then
     kind = "other"
   elseif kind == nil then

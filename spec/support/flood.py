@@ -1,0 +1,108 @@
+"""Floods the proxy from inside a sandbox. Runs there by `python3 -c`, with one argument, a JSON object: deeds,
+and how much (count). Prints JSON: what came of each, and how long it took."""
+import json
+import resource
+import select
+import socket
+import struct
+import sys
+import time
+
+C = json.loads(sys.argv[1])
+COUNT = C["count"]
+PLACE = ("198.51.100.77", 80)
+HARD = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
+resource.setrlimit(resource.RLIMIT_NOFILE, (HARD, HARD))
+
+
+def opened(count, first):
+    """Connections that have said as much as `first`, all at once."""
+    connections, alive = [], 0
+    for _ in range(count):
+        connection = socket.socket()
+        connection.setblocking(False)
+        connection.connect_ex(PLACE)
+        try:
+            connection.send(first)  # at once, since who is silent is taken for another protocol
+            alive += 1
+        except OSError:
+            pass
+        connections.append(connection)
+    time.sleep(C.get("hold", 1))
+    held = 0
+    for connection in connections:
+        try:
+            held += connection.recv(1) != b""
+        except BlockingIOError:
+            held += 1
+        except OSError:
+            pass
+    return {"alive": alive, "held": held}
+
+
+def connects():
+    """One after the other, each closed at once."""
+    made = 0
+    for _ in range(COUNT):
+        with socket.socket() as connection:
+            connection.settimeout(5)
+            try:
+                connection.connect(PLACE)
+                made += 1
+            except OSError:
+                pass
+    return made
+
+
+def half_open():
+    return opened(COUNT, b"GET / HTTP/1.1\r\nHost: 198.51.100.77\r\n")
+
+
+def slow_heads():
+    return opened(COUNT, b"GET / HTTP/1.1\r\nHost: 198.51.100.77\r\nX-Slow: " + b"x" * 60000)
+
+
+def half_tls():
+    return opened(COUNT, b"\x16\x03\x01\x40\x00\x01\x00\x3f\xfc" + b"x" * 8000)
+
+
+def queries():
+    """Names that are all different."""
+    server = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+    server.setblocking(False)
+    server.connect(("10.200.0.1", 53))
+    answered = 0
+    for i in range(COUNT):
+        name = b"\x0a%010d\x07example\0" % i
+        try:
+            server.send(struct.pack("!6H", i & 0xFFFF, 0x100, 1, 0, 0, 0) + name + b"\0\1\0\1")
+        except OSError:
+            select.select([], [server], [], 0.01)
+        try:
+            while server.recv(512):
+                answered += 1
+        except OSError:
+            pass
+    while select.select([server], [], [], 0.3)[0]:
+        server.recv(512)
+        answered += 1
+    return answered
+
+
+def pushes():
+    """As many bytes as it takes, on one connection, of one head."""
+    with socket.create_connection(PLACE, 5) as connection:
+        sent = 0
+        try:
+            while sent < 50000000:
+                sent += connection.send(b"x" * 65536)
+        except OSError:
+            pass
+        return sent
+
+
+found = {}
+for deed in C["deeds"]:
+    began = time.monotonic()
+    found[deed] = {"outcome": globals()[deed](), "seconds": round(time.monotonic() - began, 2)}
+print(json.dumps(found))
