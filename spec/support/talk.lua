@@ -15,13 +15,33 @@ local function program()
   return script
 end
 
+-- cjson's texts are UTF-8; here each of its characters stands for a byte.
+local function pack(bytes)
+  return (bytes:gsub("[\128-\255]", function(char)
+    local byte = char:byte()
+    return string.char(byte < 192 and 194 or 195, byte < 192 and byte or byte - 64)
+  end))
+end
+
+local function unpack_(text)
+  return (text:gsub("([\194\195])([\128-\191])", function(lead, rest)
+    return lead == "\194" and rest or string.char(rest:byte() + 64)
+  end))
+end
+
 --- Connects from inside `box` and follows the steps. config: host, port, tls, steps ... as talk.py says.
 -- Returns { text, ended, total, sent, pieces }.
 function talk.run(box, config)
   config.port = config.port or (config.tls and 443 or 80)
-  local result = assert(box:exec({ "python3", "-c", program(), cjson.encode(config) }, { timeout = 120 }))
+  for _, step in ipairs(config.steps or {}) do
+    step.send = step.send and pack(step.send)
+    step.await = type(step.await) == "string" and pack(step.await) or step.await
+  end
+  local result = assert(box:exec({ "python3", "-c", program() }, { timeout = 120, stdin = cjson.encode(config) }))
   assert(result.exit_code == 0, result.stderr)
-  return cjson.decode(result.stdout)
+  local said = cjson.decode(result.stdout)
+  said.text = unpack_(said.text)
+  return said
 end
 
 --- Sends one text over TLS (or plain, with `tls = false` in config) and reads all that comes back.

@@ -1,9 +1,9 @@
 """Talks to a server from inside a sandbox, byte for byte, and tells what came back and when.
 
-Runs there by `python3 -c`, with one argument, a JSON object: host, port, tls (a certificate is always
+Runs there by `python3 -c`, with a JSON object as its input: host, port, tls (a certificate is always
 checked), sni, versions ("1.3": that alone), address (connect there instead), steps. A step is one of
 {"send": text}, {"send_zeros": n} (says in "sent" how far it came), {"await": text or n bytes},
-{"read": seconds}, {"sleep": seconds}, {"end": true} (half-close), {"cut": true}. After the last step
+{"read": seconds}, {"sleep": seconds}, {"end": true} (half-close, not over TLS), {"cut": true}. After the last step
 it reads to the end, for at most `patience` seconds. Prints JSON: text, ended ("eof", "reset",
 "timeout", "tls", or an error), pieces (seconds, bytes), sent.
 """
@@ -107,7 +107,7 @@ def ending(run):
 
 
 def main():
-    config, talk = json.loads(sys.argv[1]), None
+    config, talk = json.load(sys.stdin), None
 
     def connect():
         nonlocal talk
