@@ -165,16 +165,20 @@ end
 
 -- The upstream's side ------------------------------------------------------------------------------------
 
+-- What the connect verdict changes, for this request: nothing when it goes to another host.
+local function session_changes(self)
+  return self.verdict.action == "redirect" and {} or self.session.changes
+end
+
 --- Where it goes: as the connect verdict says, overridden by the request's.
 function request.target(self)
   local session, verdict = self.session, self.verdict
-  local changes = setmetatable({}, { __index = function(_, name)
-    local value = verdict.changes and verdict.changes[name]
-    if value == nil then
-      value = session.changes[name]
+  local changes = {}
+  for _, source in ipairs({ session_changes(self), verdict.changes or {} }) do
+    for name, value in pairs(source) do
+      changes[name] = value
     end
-    return value
-  end })
+  end
   local host, port = self.host, session.port
   if verdict.action == "redirect" then
     host, port = split_host(verdict.host, session.tls)
@@ -204,17 +208,24 @@ local function upgrade_of(given)
   return #list > 0 and table.concat(list, ", ") or nil
 end
 
+-- Whether the upstream may know a secret, by this request or an earlier one, whose text it may have kept: then
+-- nothing may come back that can't be searched.
+local function may_know(self, target, goes_out)
+  local told, who = self.session.guest.told, target.host or target.address
+  told[who] = told[who] or goes_out or nil
+  return told[who] ~= nil
+end
+
 --- The request's head as it goes out | nil after a refusal.
 function request.outgoing(self, target)
   local session, given, verdict = self.session, self.head, self.verdict
   local headers = head.end_to_end(given.headers)
   local redirected = verdict.action == "redirect" or session.redirect
   if redirected or not head.get(headers, "host") then
-    local port = target.to and session.port or target.port
-    local suffix = port ~= DEFAULT_PORT[session.tls] and ":" .. port or ""
+    local suffix = target.named_port ~= DEFAULT_PORT[session.tls] and ":" .. target.named_port or ""
     head.set(headers, "Host", host_header(target) .. suffix)
   end
-  head.change(headers, session.changes.headers)
+  head.change(headers, session_changes(self).headers)
   head.change(headers, verdict.changes and verdict.changes.headers)
   local secrets = session.guest.service.secrets
   local swapped, message = secrets:swap(headers, target.host, session.tls)
@@ -227,12 +238,12 @@ function request.outgoing(self, target)
     scrub = nil
   end
   self.scrub = scrub
-  -- Whether a value went out in this very request: then nothing may come back that can't be searched.
   local holds
   self.used, holds = secrets:names_in(headers)
-  self.holds_secret = scrub ~= nil and (swapped > 0 or holds)
+  self.holds_secret = scrub ~= nil and may_know(self, target, swapped > 0 or holds)
   if scrub then
     head.set(headers, "Accept-Encoding", "identity")
+    head.set(headers, "Sec-WebSocket-Extensions", false) -- they compress
     if self.holds_secret then
       head.set(headers, "Range", false) -- two halves of a secret could be fetched apart
       head.set(headers, "If-Range", false)

@@ -9,12 +9,17 @@ local response = {}
 local WRITE_TIMEOUT = 60 -- seconds without progress
 local BODY_TIMEOUT = 600
 
-local ENCODED = { gzip = true, deflate = true, br = true, zstd = true, compress = true, ["x-gzip"] = true }
-
 --- Whether a body that may hold a secret can't be searched for it.
 function response.is_unsearchable(self, given)
-  local encoding = self.holds_secret and given.body ~= "none" and head.get(given.headers, "content-encoding")
-  return encoding and ENCODED[encoding:lower():match("[%w-]+") or ""]
+  if not self.holds_secret or given.body == "none" then
+    return false
+  end
+  for _, header in ipairs(given.headers) do
+    if header[1]:lower() == "content-encoding" and header[2]:lower():gsub("identity", ""):find("[^,%s]") then
+      return true
+    end
+  end
+  return false
 end
 
 local function event_of(self, given)
@@ -100,12 +105,12 @@ function response.pass(self, given)
     return written, message, code
   end
   -- moved, trailers, tail | nil, message, code, side, moved so far
-  local moved, second, third, _, partly = self.loop:pump(self.up, self.conn, {
+  local moved, second, third, side, partly = self.loop:pump(self.up, self.conn, {
     framing = framing, scrub = self.scrub, tail = self.tail,
   }, BODY_TIMEOUT)
   self.received = moved or partly or 0
   if not moved then
-    return nil, second, third
+    return nil, side == "write" and "the client has gone" or second, third
   end
   self.kept_tail = third
   return true

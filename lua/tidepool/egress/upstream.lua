@@ -176,10 +176,10 @@ local function split(to)
   return host, tonumber(port)
 end
 
---- Where a verdict sends a connection: { host, address, port, tls, to, private, ca } and its `key`, equal for
--- connections that may be used for each other. `changes` are the verdict's.
+--- Where a verdict sends a connection: { host, address, port, tls, to, private, ca }, named_port (the port before
+-- `to` gave another), and its `key`, equal for connections that may be used for each other. `changes` are the verdict's.
 function upstream.target(host, address, port, tls, changes)
-  local target = { host = host, address = address, port = port, tls = tls }
+  local target = { host = host, address = address, port = port, named_port = port, tls = tls }
   if changes.to then
     target.to = changes.to
     target.to_address, target.port = split(changes.to)
