@@ -121,6 +121,7 @@ function guest.new(service, spec, handles)
     relays = {},
     pool = pool.new(),
     watches = {},
+    told = {}, -- hosts that a secret went to
   }, Guest)
   local ok, message = install(self, spec.policies or {}, decode_states(spec.states))
   if not ok then
