@@ -83,7 +83,7 @@ local function attachment(sandbox)
     return nil, message, code
   end
   local states
-  states, message, code = server.state:policy_states(sandbox.id)
+  states, message, code = egress_requests.states(sandbox)
   if not states then
     return nil, message, code
   end

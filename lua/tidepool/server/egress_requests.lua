@@ -3,6 +3,7 @@
 -- Runs in the server. A process is believed about the sandboxes that it serves and about nobody else, in
 -- bounded messages of plain data: it parses what comes from the network, and may be somebody else's by now.
 local uv = require("luv")
+local log = require("tidepool.server.log")
 
 local egress_requests = {}
 
@@ -39,16 +40,42 @@ function handlers.names(server, member, params)
   return server.state:add_names(params.id, names)
 end
 
+local function state_context(id, policy)
+  return ("state of policy %s for sandbox %d"):format(policy, id)
+end
+
+-- Sealed as secrets are: a policy may keep a token that it was given for one.
 function handlers.state(server, member, params)
   local sandbox, states = member.sandboxes[params.id], {}
   for policy, text in pairs(sandbox and type(params.states) == "table" and params.states or {}) do
     for _, attached in ipairs(sandbox.egress.policies) do
       if attached.name == policy and type(text) == "string" and #text <= STATE then
-        states[policy] = text
+        local sealed, message, code = server.secrets:seal(text, state_context(params.id, policy))
+        if not sealed then
+          return nil, message, code
+        end
+        states[policy] = sealed
       end
     end
   end
   return server.state:set_policy_states(params.id, states)
+end
+
+--- What the policies of a sandbox remember, by their names | nil, message, code. What can't be unsealed is forgotten.
+function egress_requests.states(sandbox)
+  local server = sandbox.server
+  local sealed, message, code = server.state:policy_states(sandbox.id)
+  if not sealed then
+    return nil, message, code
+  end
+  local states = {}
+  for policy, text in pairs(sealed) do
+    states[policy], message = server.secrets:unseal(text, state_context(sandbox.id, policy))
+    if not states[policy] then
+      log.error("policy_state_unreadable", { sandbox = sandbox.name, policy = policy, message = message })
+    end
+  end
+  return states
 end
 
 local function now()

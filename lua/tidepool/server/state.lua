@@ -38,7 +38,7 @@ local MIGRATIONS = {
         sandbox INTEGER NOT NULL, number INTEGER NOT NULL, name TEXT NOT NULL,
         PRIMARY KEY (sandbox, number)
       )]],
-    [[CREATE TABLE policy_states (  -- what a policy keeps for a sandbox, JSON
+    [[CREATE TABLE policy_states (  -- what a policy keeps for a sandbox: JSON, sealed, in hexadecimal digits
         sandbox INTEGER NOT NULL, policy TEXT NOT NULL, state TEXT NOT NULL,
         PRIMARY KEY (sandbox, policy)
       )]],

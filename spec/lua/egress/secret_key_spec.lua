@@ -1,5 +1,6 @@
 -- The key that seals secrets at rest, lost and found, with a real server and sandboxes that go on without it.
 local uv = require("luv")
+local search = require("spec.support.search")
 local support = require("spec.support")
 local write = require("spec.support.web").write
 
@@ -36,6 +37,38 @@ describe("the key of a state directory", function()
     local stat = uv.fs_lstat(key)
     assert.equal(tonumber("100600", 8), stat.mode)
     assert.equal(0, stat.uid)
+  end)
+
+  it("seals what policies remember, too, which may be a token", function()
+    local policy = server.state .. "/../keeper.lua"
+    write(policy, [[return policy { name = "keeper", about = "Remembers.",
+      connect = function() return allow() end,
+      request = function(event)
+        state.token = state.token or "remembered-" .. event.path
+        return respond(200, {}, state.token)
+      end }]])
+    local box = server:sandbox()
+    assert(box:egress_set({ { policy } }))
+    local function ask(path)
+      return assert(box:exec({ "wget", "-qO-", "http://a.test" .. path })).stdout
+    end
+    assert.equal("remembered-/first", ask("/first"))
+    local function rows()
+      return support.run({ "/usr/bin/python3", "-c",
+        "import sqlite3, sys; print([r[0] for r in sqlite3.connect(sys.argv[1]).execute('SELECT state FROM policy_states')])",
+        server.state .. "/state.db" }).stdout
+    end
+    assert.is_truthy(support.eventually(function()
+      return rows():find("%x%x%x%x")
+    end))
+    assert.matches("^%['%x+'%]\n$", rows())
+    assert.same({}, search.files(server.state, "remembered-/first", "pool.img"))
+    local pid = assert(box:egress_show()).process.pid
+    assert(uv.kill(pid, "sigkill"))
+    assert.is_truthy(support.eventually(function()
+      return ask("/second") == "remembered-/first"
+    end))
+    assert(box:destroy())
   end)
 
   it("is missed with a clear word when it is gone, and what needs no secret goes on", function()
