@@ -120,6 +120,8 @@ function head.response(status, reason, headers, framing, length, last, upgrade)
 end
 
 local REASONS = {
+  [201] = "Created", [202] = "Accepted", [204] = "No Content", [301] = "Moved Permanently", [302] = "Found",
+  [303] = "See Other", [304] = "Not Modified", [307] = "Temporary Redirect", [401] = "Unauthorized", [404] = "Not Found",
   [400] = "Bad Request", [403] = "Forbidden", [405] = "Method Not Allowed", [408] = "Request Timeout", [413] = "Content Too Large",
   [421] = "Misdirected Request", [429] = "Too Many Requests", [431] = "Request Header Fields Too Large",
   [500] = "Internal Server Error", [502] = "Bad Gateway", [503] = "Service Unavailable", [504] = "Gateway Timeout",
@@ -157,7 +159,7 @@ function head.answer(status, headers, body, method, last)
   end
   local bodyless = status < 200 or status == 204 or status == 304
   body = bodyless and "" or body or ""
-  local first = head.response(status, REASONS[status] or "OK", list, not bodyless and "length" or nil, #body, last)
+  local first = head.response(status, REASONS[status] or (status < 300 and "OK" or "Refused"), list, not bodyless and "length" or nil, #body, last)
   return method == "HEAD" and first or first .. body
 end
 
