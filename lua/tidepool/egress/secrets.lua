@@ -60,6 +60,21 @@ function Store:remove(name)
   self.compiled = false
 end
 
+--- Removes all but those of these names.
+function Store:keep(names)
+  local kept = {}
+  for _, name in ipairs(names) do
+    kept[name] = true
+  end
+  local gone = {}
+  for name in pairs(self.by_name) do
+    gone[#gone + 1] = not kept[name] and name or nil
+  end
+  for _, name in ipairs(gone) do
+    self:remove(name)
+  end
+end
+
 --- The value | nil, message.
 function Store:value(name)
   local secret = self.by_name[name]

@@ -133,6 +133,16 @@ function handlers.secret_remove(self, params)
   return true
 end
 
+--- All secrets, for a server that was started after us: the one before may have ended between a change and
+--- telling us. `names` are all that there are, those too that the server can't read any more.
+function handlers.secrets(self, params)
+  for _, secret in ipairs(params.secrets) do
+    self.secrets:set(secret)
+  end
+  self.secrets:keep(params.names)
+  return true
+end
+
 --- Which sandboxes are here, for a server that was started after us.
 function handlers.inventory(self)
   local list = {}

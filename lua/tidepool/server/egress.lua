@@ -333,6 +333,12 @@ function egress.open(server, options)
     attach = egress.attach,
     refuse = egress.refuse,
     overdue = overdue,
+    adopted = function(member)
+      local ok, message = member.process:call("secrets", server.secrets:all_for_egress())
+      if not ok then
+        log.error("egress_not_told", { number = member.number, method = "secrets", message = message })
+      end
+    end,
     request = function(member, method, params)
       return egress_requests.answer(server, member, method, params)
     end,

@@ -28,7 +28,7 @@ local LIMITS = { connections = 1024, memory = 2 ^ 31 } -- of a sandbox; bytes of
 -- Processes ----------------------------------------------------------------------------------------
 
 --- server: directory, run, ids, db (of tidepool.server.database). owner: attach(sandbox, process),
---- refuse(sandbox), request(member, method, params), overdue(member, text). options: setting, main.
+--- refuse(sandbox), request(member, method, params), overdue(member, text), adopted(member). options: setting, main.
 -- Returns it | nil, message, code.
 function egress_pool.open(server, owner, options)
   local setting, message, code = outside.setting(options.setting)
@@ -399,6 +399,9 @@ function Pool:adopt()
     member.process, message = process.adopt(options_of(self, member), row)
     if member.process then
       list, message = member.process:call("inventory", {})
+    end
+    if list then
+      self.owner.adopted(member)
     end
     if list then
       member.inventory = {}

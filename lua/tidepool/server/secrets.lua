@@ -286,6 +286,15 @@ function Store:for_egress()
   return list
 end
 
+--- The same, for a process that may know others: and the names of all, also of those that can't be read.
+function Store:all_for_egress()
+  local names = {}
+  for name in pairs(self.by_name) do
+    names[#names + 1] = name
+  end
+  return { secrets = self:for_egress(), names = names }
+end
+
 --- One secret as an egress process is told it.
 function secrets.message(secret)
   return { name = secret.name, value = secret.value, placeholder = secret.placeholder, hosts = secret.hosts }

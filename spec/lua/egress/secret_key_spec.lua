@@ -2,7 +2,32 @@
 local uv = require("luv")
 local search = require("spec.support.search")
 local support = require("spec.support")
-local write = require("spec.support.web").write
+local web = require("spec.support.web")
+
+describe("an egress process that outlived its server", function()
+  it("is told which secrets there are, since the last change may not have reached it", function()
+    support.needs_root()
+    local server, echo = support.server(), web.echo()
+    local box = server:sandbox()
+    for _, name in ipairs({ "gone", "kept" }) do
+      assert(server.client:call("secret_set", { secret = name, value = "the value of " .. name }))
+    end
+    local function ask(name)
+      assert(box:egress_set({ { "http_basic", hosts = { "a.test" }, user = "me", secret = name, plain = true, ports = { "80" },
+        to = { ["a.test"] = "127.0.0.1:" .. echo.port } } }))
+      return assert(box:exec("wget -qO- http://a.test/echo 2>&1")).stdout
+    end
+    assert.matches("GET /echo", ask("gone"))
+    local pid = assert(box:egress_show()).process.pid
+    server:kill()
+    assert.equal(0, support.run({ "/usr/bin/python3", "-c",
+      "import sqlite3, sys; c = sqlite3.connect(sys.argv[1]); c.execute(\"DELETE FROM secrets WHERE name = 'gone'\"); c.commit()",
+      server.state .. "/state.db" }).code)
+    assert.matches("403", ask("gone"))
+    assert.matches("GET /echo", ask("kept"))
+    assert.equal(pid, assert(box:egress_show()).process.pid)
+  end)
+end)
 
 describe("the key of a state directory", function()
   local server, key
@@ -41,7 +66,7 @@ describe("the key of a state directory", function()
 
   it("seals what policies remember, too, which may be a token", function()
     local policy = server.state .. "/../keeper.lua"
-    write(policy, [[return policy { name = "keeper", about = "Remembers.",
+    web.write(policy, [[return policy { name = "keeper", about = "Remembers.",
       connect = function() return allow() end,
       request = function(event)
         state.token = state.token or "remembered-" .. event.path
@@ -80,7 +105,7 @@ describe("the key of a state directory", function()
   end)
 
   it("is not mistaken for another's", function()
-    write(key, ("k"):rep(32))
+    web.write(key, ("k"):rep(32))
     assert(uv.fs_chmod(key, tonumber("600", 8)))
     expect("was not sealed with")
     assert(server.client:call("secret_rm", { secret = "other" }))

@@ -36,6 +36,7 @@ local function new_owner()
     return { answer = method }
   end
   owner.overdue = function() end
+  owner.adopted = function() end
   return owner
 end
 
