@@ -409,6 +409,7 @@ function Pool:adopt()
         member.inventory[entry.id] = entry
       end
       member.ready:set(true)
+      async.spawn(member.process.call, member.process, "configure", configuration()) -- the host may have changed meanwhile
       log.info("egress_adopted", { number = row.number, egress_pid = row.pid, sandboxes = #list })
     else
       log.warn("egress_not_adopted", { number = row.number, message = message })
