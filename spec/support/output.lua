@@ -68,6 +68,17 @@ return function()
     return nil, true
   end
 
+  -- luv 1.44 crashes when Lua ends while a handle is still closing.
+  local function close_handles()
+    local uv = require("luv")
+    uv.walk(function(handle)
+      if not handle:is_closing() then
+        handle:close()
+      end
+    end)
+    uv.run()
+  end
+
   function handler.suiteEnd()
     local path = os.getenv("TIDEPOOL_TEST_COUNTS")
     if path then
@@ -76,6 +87,7 @@ return function()
         handler.failuresCount + handler.errorsCount, handler.pendingsCount))
       file:close()
     end
+    close_handles()
     return nil, true
   end
 
