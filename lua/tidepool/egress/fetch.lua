@@ -28,6 +28,23 @@ local function parse(url)
   return { host = host:lower(), port = tonumber(port) or (tls and 443 or 80), tls = tls, path = path, authority = authority }
 end
 
+-- Ours to write, or with them a second request could be hidden in the first.
+local FRAMING = { ["content-length"] = true, ["transfer-encoding"] = true, connection = true, upgrade = true, expect = true, te = true }
+
+-- What a policy got from a sandbox may be in any of it: nil, or what is wrong.
+local function complaint_about(request)
+  if request.method and not request.method:find("^%a[%a-]*$") then
+    return "fetch: the method is malformed"
+  end
+  for name, value in pairs(request.headers or {}) do
+    if type(name) ~= "string" or name == "" or name:find("[^%w!#$%%&'*+%-.^_`|~]") or FRAMING[name:lower()] then
+      return ("fetch: header %q can't be set"):format(tostring(name))
+    elseif type(value) ~= "string" or value:find("[%z\1-\8\10-\31\127]") then
+      return ("fetch: header %s is no text, or holds a control character"):format(name)
+    end
+  end
+end
+
 local function exchange(conn, url, request, limit, timeout)
   local headers = { { "Host", url.authority }, { "User-Agent", "tidepool" }, { "Accept-Encoding", "identity" } }
   for name, value in pairs(request.headers or {}) do
@@ -62,7 +79,8 @@ end
 -- to, private, ca as in a verdict. Returns { status, headers, body } | nil, message, code.
 function fetch.run(guest, request)
   local url, complaint = parse(request.url)
-  if not url then
+  complaint = complaint or complaint_about(request)
+  if complaint then
     return nil, complaint, "EINVAL"
   end
   local timeout = math.min(tonumber(request.timeout) or TIMEOUT, LONGEST)

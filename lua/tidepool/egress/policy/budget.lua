@@ -5,8 +5,9 @@
 -- code runs: not while a service of the engine's runs for it, nor while `fetch` waits. Measured: 1 µs
 -- for 1000 instructions with the hook, 0.1 µs to set and clear it; so a million take about 2 ms.
 -- A C function (string.find with an evil pattern) fires no hook: the watchdog, where it is armed, ends
--- the process then, and the server starts another and records the deny. Memory is the process's cap:
--- what exceeds it is Lua's own "not enough memory", which no policy may catch either.
+-- the process then, and the server starts another and records the deny. Memory is counted with the
+-- instructions; what one call takes beyond that ends at the process's cap with Lua's own "not enough
+-- memory", which no policy may catch either.
 --
 -- Methods of strings, ("x"):rep(n), go through the strings' one metatable. Policy code can't reach that
 -- table, but the functions in it are Lua's own, unbounded; so it names our bounded ones for as long as
@@ -15,6 +16,7 @@ local budget = {}
 
 budget.INSTRUCTIONS = 1000000
 budget.SECONDS = 0.1 -- of CPU time: a busy host is no fault of the policy's
+budget.MEMORY = 256 -- MiB that a run may hold at once
 budget.FETCHES = 8
 budget.FETCH_SECONDS = 10
 
@@ -44,18 +46,31 @@ local function exceed(run, what)
   error(OVER, 0)
 end
 
-local function on_count()
-  local run = current
-  if not run then
-    return
-  end
-  run.used = run.used + STEP
+-- MiB more than when the run began, garbage too.
+local function grown(run)
+  return (collectgarbage("count") - run.began_with) / 1024
+end
+
+local function check(run)
   if run.exceeded then
     error(OVER, 0)
   elseif run.used > budget.INSTRUCTIONS then
     exceed(run, "instruction budget")
   elseif clock() - run.entered + run.seconds > budget.SECONDS then
     exceed(run, "time budget")
+  elseif grown(run) > budget.MEMORY then
+    collectgarbage()
+    if grown(run) > budget.MEMORY then
+      exceed(run, "memory")
+    end
+  end
+end
+
+local function on_count()
+  local run = current
+  if run then
+    run.used = run.used + STEP
+    check(run)
   end
 end
 
@@ -73,6 +88,14 @@ local function leave(run)
   strings.__index = unbounded
   run.seconds = run.seconds + (clock() - run.entered)
   current = nil
+end
+
+--- Counts instructions that one call is worth.
+function budget.spend(instructions)
+  if current then
+    current.used = current.used + instructions
+    check(current)
+  end
 end
 
 --- Says in the run that it is over for a reason of its own, and ends it.
@@ -96,6 +119,7 @@ function budget.outside(fn, ...)
     return fn(...)
   end
   run.used = run.used + STEP
+  check(run) -- the hook counts anew after each call, so it might never do this
   leave(run)
   return back(run, pcall(fn, ...))
 end
@@ -122,6 +146,9 @@ end
 
 local function finish(run, ok, ...)
   leave(run)
+  if run.exceeded and grown(run) > budget.MEMORY / 4 then
+    collectgarbage()
+  end
   if run.exceeded then
     return nil, "exceeded its " .. run.exceeded, "EDQUOT"
   elseif ok then
@@ -141,7 +168,7 @@ function budget.run(who, fn, ...)
   if not watchdog then
     budget.watch()
   end
-  local run = { who = who, used = 0, seconds = 0, fetches = 0, waited = 0 }
+  local run = { who = who, used = 0, seconds = 0, fetches = 0, waited = 0, began_with = collectgarbage("count") }
   enter(run)
   return finish(run, pcall(fn, ...))
 end

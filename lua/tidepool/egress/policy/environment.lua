@@ -28,11 +28,16 @@ local LIBRARIES = {
 }
 local FROM = { string = string, table = table, math = math }
 
--- string.rep(text, n), but not a gigabyte from one instruction.
+-- string.rep(text, n), but not a gigabyte from one instruction, nor from a hundred.
 local plain_rep = string.rep
+local BYTES = 50 -- that count as an instruction
 local function rep(text, n)
-  if type(n) == "number" and #tostring(text) * n > MOST_REPEATED then
+  local times = tonumber(n) -- which "9" is, too
+  local length = times and #tostring(text) * times or 0
+  if length > MOST_REPEATED then
     error(("string.rep: more than %d bytes"):format(MOST_REPEATED), 2)
+  elseif length > 0 then -- and no NaN
+    budget.spend(length / BYTES)
   end
   return plain_rep(text, n)
 end

@@ -42,6 +42,8 @@ describe("the instruction budget", function()
     assert.equal(OVER, reason("while true do log(\"x\") end", { log = function() end }))
     assert.equal(OVER, reason("while true do now() end"))
     assert.equal(OVER, reason("while true do pcall(allow, 1) end"))
+    -- Few instructions from one call to the next: the hook alone would never fire.
+    assert.equal(OVER, reason("for i = 1, 1e5 do log(\"x\" .. i) end", { log = function() end }))
   end)
 
   it("suffices for ten thousand hosts", function()
