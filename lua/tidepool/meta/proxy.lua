@@ -251,7 +251,9 @@ function proxy.hello.parse(bytes) end
 
 -- flow: connections and what is done on them -------------------------------------------------------
 
----@class tidepool.Flow Operations return 0 and their results when they ended at once, else a token; flow:run() tells what the token's operation ended with. lua/tidepool/egress/flow.lua waits for them.
+--- Operations return 0 and their results when they ended at once, else a token; flow:run() tells what the token's
+--- operation ended with. lua/tidepool/egress/flow.lua waits for them.
+---@class tidepool.Flow
 local Flow = {}
 
 --- A descriptor that is readable while there is something to do.
@@ -288,7 +290,8 @@ function Flow:connect(address, port, timeout) end
 --- nil, message, code, "read"|"write", bytes, id. "EBADMSG": cut off or broken; "EILSEQ": a detecting scrub found `id`.
 ---@param from tidepool.Conn
 ---@param to tidepool.Conn
----@param options { framing: "length"|"chunked"|"none"|"eof", scrub?: tidepool.Scrub, tail?: integer } framing of what is written ("none": dropped); tail: how many of the last bytes to return
+--- `framing` is that of what is written ("none": dropped); `tail`: how many of the last bytes to return.
+---@param options { framing: "length"|"chunked"|"none"|"eof", scrub?: tidepool.Scrub, tail?: integer }
 ---@param timeout? number seconds without progress
 ---@return integer token
 ---@return any ...
