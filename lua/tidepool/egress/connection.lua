@@ -11,7 +11,7 @@ local upstream = require("tidepool.egress.upstream")
 
 local connection = {}
 
-local PEEK_TIMEOUT = 0.25 -- seconds; who says nothing for so long waits for the server to speak first
+local PEEK_TIMEOUT = 0.25 -- seconds; who says nothing for so long may wait for the server to speak first
 local HELLO_TIMEOUT = 10 -- seconds
 local IDLE_TIMEOUT = 120 -- seconds between requests
 local WRITE_TIMEOUT = 60
@@ -53,11 +53,25 @@ local function event_of(self)
   }
 end
 
+-- Whether one that has said nothing yet may still be a client of TLS or HTTP that is slow to begin: on a busy
+-- machine, reading the certificates it trusts takes longer than PEEK_TIMEOUT. Not so where the policies relay
+-- whatever it is, since then the server may speak first, and not where they would refuse it all the same.
+local function may_be_slow(self)
+  local event = event_of(self)
+  event.protocol, event.tls = "tcp", false
+  if self.guest:decide("connect", event).action ~= "deny" then
+    return false
+  end
+  event.tls = self.port ~= 80
+  event.protocol = event.tls and "tls" or "http"
+  return self.guest:decide("connect", event).action ~= "deny"
+end
+
 -- Finds out what the client speaks: fills protocol, tls, sni, mismatch. false when it has gone or can't be.
 local function look(self)
   local kind, info = self.conn:peek(PEEK_TIMEOUT)
-  if kind == "other" then -- or half of something, by a slow client or a sly one: this tells at once which
-    kind, info = self.conn:peek(HELLO_TIMEOUT)
+  if kind == "other" or kind == "silent" and may_be_slow(self) then
+    kind, info = self.conn:peek(HELLO_TIMEOUT) -- "other" may be half of something: this tells at once which
   end
   if kind == "silent" then
     kind = "other"

@@ -95,8 +95,9 @@ describe("certificates inside are trusted by", function()
   end)
 
   it("pip", function()
-    expect("tiny%-1%-py3", [[
-      python3 -m venv venv && venv/bin/pip download -q --no-deps --index-url https://pip.test/simple/ -d wheels tiny >&2 && ls wheels]])
+    -- From the wheel that every virtual environment gets it from, which saves the seconds to make one.
+    expect("tiny%-1%-py3", [[python3 "$(echo /usr/share/python-wheels/pip-*.whl)/pip" download -q --no-deps --index-url https://pip.test/simple/ \
+      -d wheels tiny >&2 && ls wheels]])
   end)
 
   it("npm", function()
@@ -116,21 +117,22 @@ describe("certificates inside are trusted by", function()
     expect("^hello from nginx\n$", [[python3 -c 'import urllib.request as u; print(u.urlopen("https://web.test/").read().decode(), end="")']])
   end)
 
-  it("python's requests, with a bundle of its own", function()
-    -- pip's own copy is the real thing, and brings its certificates along, as in any virtual environment.
-    expect("^hello from nginx\n$", [[test -d venv || python3 -m venv venv; venv/bin/python -c '
-from pip._vendor import requests
-print(requests.get("https://web.test/").text, end="")']])
-  end)
-
   it("openssl s_client", function()
     expect("Verify return code: 0 %(ok%)", [[openssl s_client -connect web.test:443 -servername web.test \
       -verify_return_error -verify_hostname web.test </dev/null 2>&1]])
   end)
 
-  it("them also after update-ca-certificates has run inside", function()
-    expect("^hello from nginx\n$", "update-ca-certificates >/dev/null 2>&1 && curl -sS https://web.test/", "root")
-    expect("^hello from nginx\n$", "update-ca-certificates --fresh >/dev/null 2>&1 && curl -sS https://web.test/", "root")
+  it("a client that takes its time to begin", function()
+    expect("^HTTP/1%.1 %d+ .-\nHTTP/1%.1 200 OK\n$", [[python3 -c '
+import socket, ssl, time
+for port in 80, 443:
+    s = socket.create_connection(("web.test", port))
+    time.sleep(0.7)
+    if port == 443:
+        s = ssl.create_default_context().wrap_socket(s, server_hostname="web.test")
+    s.sendall(b"GET / HTTP/1.0\r\nHost: web.test\r\n\r\n")
+    print(s.recv(1000).decode().split("\r\n")[0])
+']])
   end)
 
   it("no one in another sandbox: each has an authority of its own", function()
