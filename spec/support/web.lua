@@ -85,9 +85,9 @@ function Nginx:stop()
 end
 
 local function listeners(options, ports)
-  local lines = { ("listen 127.0.0.1:%d;"):format(ports.plain) }
+  local lines = { ("listen 127.0.0.1:%d backlog=4096;"):format(ports.plain) }
   if options.leaf then
-    lines[#lines + 1] = ("listen 127.0.0.1:%d ssl;"):format(ports.tls)
+    lines[#lines + 1] = ("listen 127.0.0.1:%d ssl backlog=4096;"):format(ports.tls)
     lines[#lines + 1] = ("ssl_certificate %s; ssl_certificate_key %s;"):format(options.leaf.cert, options.leaf.key)
     lines[#lines + 1] = ("ssl_protocols %s;"):format(options.protocols or "TLSv1.2 TLSv1.3")
   end
