@@ -1,4 +1,4 @@
-/* The jail of the unpacking worker: see confine.h. Runs as root until tp_confine_enter returns. */
+/* The jail of the archive workers: see confine.h. Runs as root until tp_confine_enter returns. */
 #include "confine.h"
 
 #include <errno.h>
@@ -9,6 +9,7 @@
 #include <sched.h>
 #include <seccomp.h>
 #include <signal.h>
+#include <stdbool.h>
 #include <stdio.h>
 #include <string.h>
 #include <sys/prctl.h>
@@ -26,7 +27,10 @@ int umount2(const char *, int);
 #define FLAG_PRIVATE (1 << 18)
 #define FLAG_DETACH 2
 
-#define MEMORY (1u << 30) /* bytes; xz and zstd want at most some hundred MiB */
+#define MEMORY (1ull << 30)      /* bytes; xz and zstd want at most some hundred MiB */
+#define READ_MEMORY (4ull << 30) /* a thread reserves a stack and an arena, mostly untouched */
+#define FILES 4096
+#define READ_FILES 8192 /* two trees, as deep as a path can name */
 
 static int write_map(pid_t pid, const char *name, const struct tp_range *range,
                      struct tp_error *err) {
@@ -119,11 +123,15 @@ static int cut_capabilities(struct tp_error *err) {
   return 0;
 }
 
-static int set_limits(uint64_t max_bytes, struct tp_error *err) {
+static int set_limits(enum tp_confine_kind kind, uint64_t max_bytes, struct tp_error *err) {
+  bool reads = kind == TP_CONFINE_READ;
   struct {
     int what;
     rlim_t value;
-  } limits[] = {{RLIMIT_FSIZE, max_bytes}, {RLIMIT_AS, MEMORY}, {RLIMIT_NOFILE, 4096}, {RLIMIT_CORE, 0}};
+  } limits[] = {{RLIMIT_FSIZE, max_bytes},
+                {RLIMIT_AS, reads ? READ_MEMORY : MEMORY},
+                {RLIMIT_NOFILE, reads ? READ_FILES : FILES},
+                {RLIMIT_CORE, 0}};
   for (unsigned i = 0; i < sizeof limits / sizeof *limits; i++) {
     struct rlimit limit = {limits[i].value, limits[i].value};
     if (setrlimit((__rlimit_resource_t)limits[i].what, &limit) < 0)
@@ -134,7 +142,28 @@ static int set_limits(uint64_t max_bytes, struct tp_error *err) {
   return 0;
 }
 
-static int install_filter(struct tp_error *err) {
+static int allow(scmp_filter_ctx filter, const int *calls, size_t count) {
+  int result = 0;
+  for (size_t i = 0; result == 0 && i < count; i++)
+    result = seccomp_rule_add(filter, SCMP_ACT_ALLOW, calls[i], 0);
+  return result;
+}
+
+/* Threads, and nothing else that clone makes. glibc falls back to clone, whose flags can be read,
+ * only when it hears ENOSYS. */
+static int allow_threads(scmp_filter_ctx filter) {
+  static const int calls[] = {SCMP_SYS(set_robust_list),   SCMP_SYS(rseq),       SCMP_SYS(sched_yield),
+                              SCMP_SYS(sched_getaffinity), SCMP_SYS(flistxattr)};
+  int result = allow(filter, calls, sizeof calls / sizeof *calls);
+  if (result == 0)
+    result = seccomp_rule_add(filter, SCMP_ACT_ERRNO(ENOSYS), SCMP_SYS(clone3), 0);
+  if (result == 0)
+    result = seccomp_rule_add(filter, SCMP_ACT_ALLOW, SCMP_SYS(clone), 1,
+                              SCMP_A0(SCMP_CMP_MASKED_EQ, CLONE_THREAD, CLONE_THREAD));
+  return result;
+}
+
+static int install_filter(enum tp_confine_kind kind, struct tp_error *err) {
   static const int calls[] = {
       SCMP_SYS(read), SCMP_SYS(readv), SCMP_SYS(pread64), SCMP_SYS(write), SCMP_SYS(writev),
       SCMP_SYS(pwrite64), SCMP_SYS(lseek), SCMP_SYS(close), SCMP_SYS(open), SCMP_SYS(openat),
@@ -157,9 +186,9 @@ static int install_filter(struct tp_error *err) {
       SCMP_SYS(restart_syscall), SCMP_SYS(exit), SCMP_SYS(exit_group),
   };
   scmp_filter_ctx filter = seccomp_init(SCMP_ACT_ERRNO(EPERM));
-  int result = filter ? 0 : -ENOMEM;
-  for (unsigned i = 0; result == 0 && i < sizeof calls / sizeof *calls; i++)
-    result = seccomp_rule_add(filter, SCMP_ACT_ALLOW, calls[i], 0);
+  int result = filter ? allow(filter, calls, sizeof calls / sizeof *calls) : -ENOMEM;
+  if (result == 0 && kind == TP_CONFINE_READ)
+    result = allow_threads(filter);
   /* Memory may be mapped, never made executable. */
   if (result == 0)
     result = seccomp_rule_add(filter, SCMP_ACT_ALLOW, SCMP_SYS(mmap), 1,
@@ -173,7 +202,8 @@ static int install_filter(struct tp_error *err) {
   return result == 0 ? 0 : tp_fail(err, -result, "install the system call filter");
 }
 
-int tp_confine_enter(int tree, int userns, uint64_t max_bytes, struct tp_error *err) {
+int tp_confine_enter(enum tp_confine_kind kind, int tree, int userns, uint64_t max_bytes,
+                     struct tp_error *err) {
   if (change_root(tree, err) < 0)
     return -1;
   if (setns(userns, CLONE_NEWUSER) < 0)
@@ -186,7 +216,7 @@ int tp_confine_enter(int tree, int userns, uint64_t max_bytes, struct tp_error *
   prctl(PR_SET_DUMPABLE, 0, 0, 0, 0);
   if (prctl(PR_SET_PDEATHSIG, SIGKILL, 0, 0, 0) < 0)
     return tp_fail(err, errno, "tie to the supervisor");
-  if (set_limits(max_bytes, err) < 0 || cut_capabilities(err) < 0)
+  if (set_limits(kind, max_bytes, err) < 0 || cut_capabilities(err) < 0)
     return -1;
-  return install_filter(err);
+  return install_filter(kind, err);
 }

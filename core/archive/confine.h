@@ -1,4 +1,4 @@
-/* The jail of the unpacking worker.
+/* The jail of the workers that unpack and pack.
  *
  * The worker's root directory is the target alone, seen through an idmapped mount, in a mount
  * namespace that it has no power over; its ids are those of the sandbox's range; it keeps the
@@ -22,8 +22,12 @@ int tp_confine_userns(const struct tp_range *range, struct tp_error *err);
  * when userns is -1. */
 int tp_confine_mount(int directory, int userns, struct tp_error *err);
 
+/* What a worker in there does: change the tree, or read it and compress in threads. */
+enum tp_confine_kind { TP_CONFINE_WRITE, TP_CONFINE_READ };
+
 /* In the child, after fork from a process that has unshared CLONE_NEWPID: enter the jail. Closes
  * `mount` and `userns`. `max_bytes` bounds each file. There is no way back. */
-int tp_confine_enter(int mount, int userns, uint64_t max_bytes, struct tp_error *err);
+int tp_confine_enter(enum tp_confine_kind kind, int mount, int userns, uint64_t max_bytes,
+                     struct tp_error *err);
 
 #endif

@@ -3,7 +3,9 @@
 
 #include <archive_entry.h>
 #include <errno.h>
+#include <fcntl.h>
 #include <limits.h>
+#include <stdlib.h>
 #include <string.h>
 #include <sys/stat.h>
 #include <time.h>
@@ -11,10 +13,22 @@
 
 #include "../scope.h"
 #include "remove.h"
+#include "supervise.h"
+
+/* What one layer has written. */
+struct written {
+  struct tp_paths paths;
+  struct tp_times {
+    struct tp_time {
+      char *path;
+      struct timespec mtime;
+    } *list;
+    size_t count, room;
+  } times;
+};
 
 #define WHITEOUT ".wh."
 #define OPAQUE ".wh..wh..opq"
-#define PROGRESS_MS 200
 
 /* "./a//b/" -> "a/b", "/" -> ""; EBADMSG for "..", ENAMETOOLONG. `size` is that of `clean`. */
 static int clean_name(const char *name, char *clean, size_t size, struct tp_error *err) {
@@ -24,7 +38,8 @@ static int clean_name(const char *name, char *clean, size_t size, struct tp_erro
     if (part == 2 && name[0] == '.' && name[1] == '.')
       return tp_fail(err, EBADMSG, "name leads upwards");
     if (part && !(part == 1 && *name == '.')) {
-      if (used + part + 2 > size || part > NAME_MAX)
+      /* A whiteout is longer than the name that it hides. */
+      if (used + part + 2 > size || part > NAME_MAX + strlen(WHITEOUT))
         return tp_fail(err, ENAMETOOLONG, "name of an entry");
       if (used)
         clean[used++] = '/';
@@ -37,17 +52,9 @@ static int clean_name(const char *name, char *clean, size_t size, struct tp_erro
   return 0;
 }
 
-static void tell_progress(struct tp_unpack *unpack) {
-  struct timespec now;
-  clock_gettime(CLOCK_MONOTONIC, &now);
-  int64_t ms = now.tv_sec * 1000 + now.tv_nsec / 1000000;
-  if (ms - unpack->reported < PROGRESS_MS)
-    return;
-  unpack->reported = ms;
-  unpack->report.kind = TP_REPORT_PROGRESS;
-  /* A supervisor that is gone takes us with it (PR_SET_PDEATHSIG), so the result says nothing. */
-  if (write(unpack->report_fd, &unpack->report, sizeof unpack->report) < 0)
-    return;
+static void tell_progress(struct tp_unpack *unpack, const struct tp_source *source) {
+  unpack->report.done = unpack->stored + source->read;
+  tp_report_progress(&unpack->report, unpack->report_fd, &unpack->reported);
 }
 
 /* 1 when `path` is a whiteout, which is then applied; 0 when it is an ordinary name. */
@@ -117,6 +124,45 @@ static void filter_attributes(struct tp_unpack *unpack, struct archive_entry *en
   }
 }
 
+/* libarchive sets the times of directories that it made, not of those that were there: and what a
+ * layer puts into one would leave a new time. */
+static int note_directory(struct tp_times *times, struct archive_entry *entry, const char *path,
+                          struct tp_error *err) {
+  if (!archive_entry_mtime_is_set(entry))
+    return 0;
+  if (times->count == times->room) {
+    size_t room = times->room ? times->room * 2 : 256;
+    struct tp_time *list = realloc(times->list, room * sizeof *list);
+    if (!list)
+      return tp_fail(err, ENOMEM, "remember directories");
+    times->list = list;
+    times->room = room;
+  }
+  struct tp_time *time = &times->list[times->count];
+  time->mtime = (struct timespec){archive_entry_mtime(entry), archive_entry_mtime_nsec(entry)};
+  time->path = strdup(*path ? path : ".");
+  if (!time->path)
+    return tp_fail(err, ENOMEM, "remember directories");
+  times->count++;
+  return 0;
+}
+
+/* A directory that a later entry replaced is passed over. */
+static void set_times(const struct tp_times *times) {
+  for (size_t i = 0; i < times->count; i++) {
+    struct stat st;
+    struct timespec both[2] = {{.tv_nsec = UTIME_OMIT}, times->list[i].mtime};
+    if (lstat(times->list[i].path, &st) == 0 && S_ISDIR(st.st_mode))
+      utimensat(AT_FDCWD, times->list[i].path, both, AT_SYMLINK_NOFOLLOW);
+  }
+}
+
+static void free_times(struct tp_times *times) {
+  for (size_t i = 0; i < times->count; i++)
+    free(times->list[i].path);
+  free(times->list);
+}
+
 /* libarchive has no errno for what it refuses by itself. */
 static int disk_fail(struct archive *disk, struct tp_error *err) {
   int code = archive_errno(disk);
@@ -136,7 +182,7 @@ static int copy_content(struct tp_unpack *unpack, struct tp_source *source, stru
       return tp_fail(err, EFBIG, "more than %llu bytes in all", (unsigned long long)unpack->max_bytes);
     if (archive_write_data_block(disk, block, size, offset) != ARCHIVE_OK)
       return disk_fail(disk, err);
-    tell_progress(unpack);
+    tell_progress(unpack, source);
   }
   return result == ARCHIVE_EOF ? 0 : tp_source_fail(source, err);
 }
@@ -191,20 +237,20 @@ static int restore(struct tp_unpack *unpack, struct tp_source *source, struct ar
 }
 
 static int apply_entry(struct tp_unpack *unpack, struct tp_source *source, struct archive *disk,
-                       struct archive_entry *entry, struct tp_paths *written,
+                       struct archive_entry *entry, struct written *written,
                        struct tp_error *err) {
   const char *name = archive_entry_pathname(entry);
   char path[PATH_MAX];
   if (++unpack->report.entries > unpack->max_entries)
     return tp_fail(err, EFBIG, "more than %llu entries", (unsigned long long)unpack->max_entries);
-  tell_progress(unpack);
+  tell_progress(unpack, source);
   if (!name)
     return tp_fail(err, EBADMSG, "entry %llu has no name",
                    (unsigned long long)unpack->report.entries);
   if (clean_name(name, path, sizeof path, err) < 0)
     return tp_wrap(err, "%.200s", name);
 
-  int hidden = unpack->plain ? 0 : whiteout(path, written, err);
+  int hidden = unpack->plain ? 0 : whiteout(path, &written->paths, err);
   if (hidden < 0)
     return tp_wrap(err, "%.200s", name);
   if (hidden)
@@ -215,7 +261,10 @@ static int apply_entry(struct tp_unpack *unpack, struct tp_source *source, struc
   }
   if (restore(unpack, source, disk, entry, path, err) < 0)
     return tp_wrap(err, "%.200s", path);
-  return tp_paths_add(written, path, err);
+  if (!unpack->plain && archive_entry_filetype(entry) == AE_IFDIR &&
+      note_directory(&written->times, entry, path, err) < 0)
+    return -1;
+  return tp_paths_add(&written->paths, path, err);
 }
 
 /* A symbolic link of the image may stand in the way to a file (bin -> usr/bin): it is followed, as
@@ -240,7 +289,7 @@ static bool name_as_it_is(struct archive *tar) {
 }
 
 static int apply(struct tp_unpack *unpack, struct tp_source *source, struct archive *disk,
-                 struct tp_paths *written, struct tp_error *err) {
+                 struct written *written, struct tp_error *err) {
   struct archive_entry *entry;
   int result;
   while ((result = archive_read_next_header(source->tar, &entry)) == ARCHIVE_OK ||
@@ -252,11 +301,12 @@ static int apply(struct tp_unpack *unpack, struct tp_source *source, struct arch
   /* Times and modes of directories are set here, after what is in them. */
   if (archive_write_close(disk) != ARCHIVE_OK)
     return disk_fail(disk, err);
+  set_times(&written->times);
   return 0;
 }
 
 int tp_layer_apply(struct tp_unpack *unpack, const struct tp_layer *layer, struct tp_error *err) {
-  struct tp_paths written = {0};
+  struct written written = {0};
   struct archive *disk = new_disk(unpack);
   TP_FREE struct tp_source *source = calloc(1, sizeof *source);
   if (!source || !disk) {
@@ -272,8 +322,10 @@ int tp_layer_apply(struct tp_unpack *unpack, const struct tp_layer *layer, struc
   }
   if (result < 0)
     tp_wrap(err, "%s", layer->name);
+  unpack->stored += source->read;
   archive_write_free(disk);
   tp_source_close(source);
-  tp_paths_free(&written);
+  tp_paths_free(&written.paths);
+  free_times(&written.times);
   return result;
 }

@@ -17,6 +17,7 @@ struct tp_unpack {
   int report_fd;
   struct tp_report report;
   int64_t reported; /* when, monotonic, milliseconds */
+  uint64_t stored;  /* bytes of the layers before this one, as they are stored */
 };
 
 int tp_layer_apply(struct tp_unpack *unpack, const struct tp_layer *layer, struct tp_error *err);

@@ -34,6 +34,7 @@ static ssize_t read_stored(struct archive *archive, void *data, const void **buf
   }
   if (got == 0)
     source->ended = true;
+  source->read += (uint64_t)got;
   if (*source->layer->digest)
     sha256_update(&source->stored, (size_t)got, source->buffer);
   *buffer = source->buffer;
@@ -78,7 +79,7 @@ int tp_source_open(struct tp_source *source, const struct tp_layer *layer, uint6
                    struct tp_error *err) {
   source->layer = layer;
   source->limit = limit;
-  source->unpacked = 0;
+  source->read = source->unpacked = 0;
   source->read_errno = 0;
   source->ended = source->over = false;
   sha256_init(&source->stored);

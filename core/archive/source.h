@@ -27,6 +27,7 @@ struct tp_source {
   const struct tp_layer *layer;
   struct archive *raw, *tar;
   struct sha256_ctx stored, content;
+  uint64_t read;            /* bytes before decompression */
   uint64_t unpacked, limit; /* bytes after decompression */
   bool ended, over;
   int read_errno;

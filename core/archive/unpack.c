@@ -7,15 +7,15 @@
  *
  * The supervisor (root) opens target and layers, then a worker enters the jail of confine.h and
  * reads them. Layer paths are looked up beneath --blobs, which a hostile archive may have filled.
- * Standard output tells "progress BYTES ENTRIES" about five times a second and at the end "done
- * BYTES ENTRIES SKIPPED"; standard error tells "CODE: message". Exit status 0, 1, or 2 for a wrong
+ * Standard output tells "progress BYTES ENTRIES READ TOTAL" about five times a second (the last two
+ * of the layers as they are stored; TOTAL 0 when it isn't known) and at the end "done BYTES ENTRIES
+ * SKIPPED"; standard error tells "CODE: message". Exit status 0, 1, or 2 for a wrong
  * command line. What failed leaves a target that the caller must delete.
  * --print copies a small file to standard output once its digest is right. */
 #include <errno.h>
 #include <fcntl.h>
 #include <linux/openat2.h>
 #include <locale.h>
-#include <sched.h>
 #include <signal.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -23,13 +23,13 @@
 #include <sys/prctl.h>
 #include <sys/stat.h>
 #include <sys/syscall.h>
-#include <sys/wait.h>
 #include <unistd.h>
 
 #include "../scope.h"
 #include "confine.h"
 #include "finish.h"
 #include "layer.h"
+#include "supervise.h"
 
 #define MAX_LAYERS 256
 #define MAX_PRINT (4u << 20)
@@ -180,57 +180,38 @@ static int print_blob(const struct options *options, struct tp_error *err) {
   return 0;
 }
 
+struct job {
+  struct options *options;
+  int tree, userns, target;
+};
+
 /* The worker: never returns, reports its end. */
-static void work(struct options *options, int tree, int userns) {
+static void work(void *data, int report_fd) {
+  struct job *job = data;
+  struct options *options = job->options;
   struct tp_unpack *unpack = &options->unpack;
   struct tp_error err = {.code = 0};
-  int result = tp_confine_enter(tree, userns, unpack->max_bytes, &err);
+  close(job->target);
+  unpack->report_fd = report_fd;
+  int result = tp_confine_enter(TP_CONFINE_WRITE, job->tree, job->userns, unpack->max_bytes, &err);
   umask(022);
   for (unsigned i = 0; result == 0 && i < options->layer_count; i++)
     result = tp_layer_apply(unpack, &options->layers[i], &err);
   if (result == 0 && options->finish && tp_finish(&err) < 0)
     result = tp_wrap(&err, "finish the image");
-
-  unpack->report.kind = result < 0 ? TP_REPORT_FAILED : TP_REPORT_DONE;
-  unpack->report.code = err.code;
-  memcpy(unpack->report.text, err.message, sizeof err.message);
-  ssize_t sent = write(unpack->report_fd, &unpack->report, sizeof unpack->report);
-  _exit(result < 0 || sent < 0 ? 1 : 0);
+  tp_report_end(&unpack->report, report_fd, result, &err);
 }
 
-/* Print what the worker tells until it ends; its word is not trusted beyond numbers. */
-static int supervise(int reports, pid_t pid, struct tp_error *err) {
-  struct tp_report report;
-  ssize_t got;
-  bool done = false, failed = false;
-  while ((got = read(reports, &report, sizeof report)) == (ssize_t)sizeof report) {
-    report.text[sizeof report.text - 1] = '\0';
-    for (char *c = report.text; *c; c++)
-      if ((unsigned char)*c < ' ' || *c == 0x7f)
-        *c = '?';
-    if (report.kind == TP_REPORT_PROGRESS)
-      printf("progress %llu %llu\n", (unsigned long long)report.bytes,
-             (unsigned long long)report.entries);
-    done = report.kind == TP_REPORT_DONE;
-    if (report.kind == TP_REPORT_FAILED) {
-      failed = true;
-      err->code = report.code > 0 ? report.code : EIO;
-      memcpy(err->message, report.text, sizeof err->message);
-    }
-    fflush(stdout);
+/* What there is to read, for whoever shows progress; 0 when a pipe is among it. */
+static uint64_t stored_size(const struct options *options) {
+  uint64_t total = 0;
+  for (unsigned i = 0; i < options->layer_count; i++) {
+    struct stat st;
+    if (fstat(options->layers[i].fd, &st) < 0 || !S_ISREG(st.st_mode))
+      return 0;
+    total += (uint64_t)st.st_size;
   }
-  int status;
-  while (waitpid(pid, &status, 0) < 0 && errno == EINTR)
-    ;
-  if (failed)
-    return -1;
-  if (!done || !WIFEXITED(status) || WEXITSTATUS(status) != 0)
-    return tp_fail(err, EIO, "the unpacking worker ended by %s %d",
-                   WIFSIGNALED(status) ? "signal" : "status",
-                   WIFSIGNALED(status) ? WTERMSIG(status) : WEXITSTATUS(status));
-  printf("done %llu %llu %llu\n", (unsigned long long)report.bytes,
-         (unsigned long long)report.entries, (unsigned long long)report.skipped);
-  return 0;
+  return total;
 }
 
 static int unpack(struct options *options, struct tp_error *err) {
@@ -247,32 +228,16 @@ static int unpack(struct options *options, struct tp_error *err) {
   if (tree < 0)
     return -1;
 
-  int reports[2];
-  if (pipe2(reports, O_CLOEXEC) < 0)
-    return tp_fail(err, errno, "make pipe");
-  if (unshare(CLONE_NEWPID) < 0)
-    return tp_fail(err, errno, "unshare pid namespace");
-  pid_t pid = fork();
-  if (pid == 0) {
-    int null = open("/dev/null", O_RDWR | O_CLOEXEC);
-    bool uses_stdin = false;
-    for (unsigned i = 0; i < options->layer_count; i++)
-      uses_stdin |= options->layers[i].fd == STDIN_FILENO;
-    for (int fd = uses_stdin ? 1 : 0; fd < 3; fd++)
-      dup2(null, fd);
-    close(null);
-    close(target);
-    close(reports[0]);
-    options->unpack.report_fd = reports[1];
-    work(options, tree, userns);
-  }
-  close(reports[1]);
-  TP_CLOSE int reports_read = reports[0];
-  if (pid < 0)
-    return tp_fail(err, errno, "fork");
-  close(STDIN_FILENO); /* else whoever feeds us would wait on a worker that is gone */
-  if (supervise(reports_read, pid, err) < 0)
+  struct job job = {.options = options, .tree = tree, .userns = userns, .target = target};
+  struct tp_report last;
+  bool uses_stdin = false;
+  for (unsigned i = 0; i < options->layer_count; i++)
+    uses_stdin |= options->layers[i].fd == STDIN_FILENO;
+  options->unpack.report.total = stored_size(options);
+  if (tp_supervise(work, &job, uses_stdin, &last, err) < 0)
     return -1;
+  printf("done %llu %llu %llu\n", (unsigned long long)last.bytes, (unsigned long long)last.entries,
+         (unsigned long long)last.skipped);
   if (syncfs(target) < 0)
     return tp_fail(err, errno, "sync %s", options->target);
   return 0;

@@ -2,6 +2,7 @@
 -- Runs in the server; nothing here reads what came from an archive but the unpacker's own words.
 local uv = require("luv")
 local async = require("tidepool.async")
+local progress = require("tidepool.image.progress")
 
 local worker = {}
 
@@ -52,29 +53,13 @@ function worker.ending(result)
   return "status " .. result.code
 end
 
---- What tidepool-unpack said on standard error, as message, code.
-function worker.failure(result)
+--- What tidepool-unpack or tidepool-pack said on standard error, as message, code.
+function worker.failure(result, program)
   local code, message = result.stderr:match("(E%u+): ([^\n]*)")
   if code then
     return message, code
   end
-  return "tidepool-unpack ended with " .. worker.ending(result), "EIO"
-end
-
-local function megabytes(bytes)
-  return string.format("%.0f MB", bytes / 1e6)
-end
-
---- Shows "progress BYTES ENTRIES" as a sentence, at most once a second.
-local function progress_reader(report)
-  local shown = uv.now()
-  return function(line)
-    local bytes, entries = line:match("^progress (%d+) (%d+)$")
-    if bytes and bytes ~= "0" and uv.now() - shown >= 1000 then
-      shown = uv.now()
-      report(string.format("unpacking: %s, %s entries", megabytes(tonumber(bytes)), entries))
-    end
-  end
+  return (program or "tidepool-unpack") .. " ended with " .. worker.ending(result), "EIO"
 end
 
 --- The command that unpacks into options.target (or `target`); `arguments` name the layers.
@@ -86,7 +71,7 @@ function worker.unpack_command(options, arguments, target)
     "--count", tostring(options.range.count),
     stdout = "pipe",
     stderr = "pipe",
-    on_line = progress_reader(options.progress),
+    on_line = progress.reader("unpacking", options.progress),
   }
   for _, argument in ipairs(arguments) do
     command[#command + 1] = argument
