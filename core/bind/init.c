@@ -12,6 +12,7 @@
  *   agent     user
  *   connect   family (4 or 6), port
  *   shutdown  grace (milliseconds)
+ *   quiesce   -
  *
  * core.init.decode(bytes) -> { type =, serial =, ... } | nil, message, code; types and fields:
  *   welcome   version, nonce, processes
@@ -45,6 +46,7 @@ static const struct {
     {"hello", TP_INIT_HELLO},     {"start", TP_INIT_START},     {"attach", TP_INIT_ATTACH},
     {"signal", TP_INIT_SIGNAL},   {"list", TP_INIT_LIST},       {"forget", TP_INIT_FORGET},
     {"agent", TP_INIT_AGENT},     {"connect", TP_INIT_CONNECT}, {"shutdown", TP_INIT_SHUTDOWN},
+    {"quiesce", TP_INIT_QUIESCE},
     {"welcome", TP_INIT_WELCOME}, {"ok", TP_INIT_OK},           {"failed", TP_INIT_FAILED},
     {"started", TP_INIT_STARTED}, {"process", TP_INIT_PROCESS}, {"connected", TP_INIT_CONNECTED},
     {"exit", TP_INIT_EXIT},

@@ -102,3 +102,7 @@ int connect_timeout(void) {
   }
   return next;
 }
+
+bool connect_pending(void) {
+  return count > 0;
+}

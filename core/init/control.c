@@ -204,6 +204,19 @@ static void forget(const struct origin *origin, uint32_t id) {
     control_ok(origin);
 }
 
+/* What is open to the outside can't be kept over a dump. The listener stays, and so do the rings. */
+static void quiesce(const struct origin *origin) {
+  if (start_pending() || connect_pending()) {
+    refuse(origin, EBUSY, "quiesce");
+    return;
+  }
+  control_ok(origin);
+  process_detach_all();
+  control_flush_all();
+  while (controls)
+    control_close(controls);
+}
+
 static void dispatch(struct control *control, const struct tp_init_request *request,
                      struct received *received) {
   const struct origin origin = {control, request->serial};
@@ -229,6 +242,7 @@ static void dispatch(struct control *control, const struct tp_init_request *requ
     control_ok(&origin);
     shutdown_start(request->grace);
     break;
+  case TP_INIT_QUIESCE: quiesce(&origin); break;
   }
 }
 

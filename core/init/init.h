@@ -108,6 +108,7 @@ void start_agent(const struct origin *origin, struct tp_bytes user, int cgroup, 
 void start_forget_control(const struct control *control);
 /* The child has ended: settle its start now, if that has not happened yet. */
 void start_settle(pid_t pid);
+bool start_pending(void); /* something is between its clone and its exec */
 int start_timeout(void); /* ms until the next deadline, -1: none; enforces those that passed */
 
 /* Processes: process.c */
@@ -158,6 +159,7 @@ struct process *process_by_key(struct tp_bytes key);
 unsigned process_count(void);
 void process_list(const struct origin *origin);
 int process_forget(uint32_t id); /* 0 or an errno */
+void process_detach_all(void);   /* every attach socket is closed */
 void process_reaped(pid_t pid, int status, const struct rusage *usage);
 /* Move output along: pipes to ring to clients, as far as it goes without waiting. */
 void process_pump(struct process *process);
@@ -194,6 +196,7 @@ void attach_close_all(struct process *process);
 void connect_start(const struct origin *origin, uint32_t family, uint32_t port);
 void connect_forget_control(const struct control *control);
 int connect_timeout(void);
+bool connect_pending(void);
 
 void reap(void);
 void shutdown_start(uint32_t grace);

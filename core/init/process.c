@@ -365,3 +365,15 @@ void process_reaped(pid_t pid, int status, const struct rusage *usage) {
   event.exit.dropped = process->dropped;
   control_event(&event);
 }
+
+void process_detach_all(void) {
+  struct process *next;
+  for (struct process *process = processes; process; process = next) {
+    next = process->next;
+    attach_close_all(process);
+    process->output[0].paused = process->output[1].paused = false; /* a reader who held it is gone */
+    process_interest(process);
+    if (process->forgotten && process->texts)
+      process_free(process);
+  }
+}

@@ -54,7 +54,8 @@ int tp_init_decode_request(const uint8_t *bytes, size_t length, struct tp_init_r
     request->signal.id = tp_read_u32(&reader);
     request->signal.signal = (int32_t)tp_read_u32(&reader);
     break;
-  case TP_INIT_LIST: break;
+  case TP_INIT_LIST:
+  case TP_INIT_QUIESCE: break;
   case TP_INIT_FORGET: request->id = tp_read_u32(&reader); break;
   case TP_INIT_AGENT: request->user = tp_read_text(&reader, TP_INIT_NAME); break;
   case TP_INIT_CONNECT:

@@ -38,6 +38,9 @@ enum tp_init_message {
                            FAILED */
   TP_INIT_CONNECT = 8,  /* u32 family (4 or 6), u32 port on loopback -> CONNECTED + fd | FAILED */
   TP_INIT_SHUTDOWN = 9, /* u32 grace, milliseconds: TERM to all, then exit -> OK; then the end */
+  TP_INIT_QUIESCE = 10, /* before a memory dump: -> OK; then every attach socket and every control
+                           connection is closed. Who read an output attaches again by its offset.
+                           FAILED (EBUSY) while something is being started */
 
   /* replies */
   TP_INIT_WELCOME = 64,   /* u32 version, 16 bytes nonce, u32 processes */

@@ -435,3 +435,7 @@ int start_timeout(void) {
   }
   return next;
 }
+
+bool start_pending(void) {
+  return start_count > 0;
+}
