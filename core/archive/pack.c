@@ -2,13 +2,15 @@
  *
  *   tidepool-pack --tree DIR [--parent DIR] --uid-base N [--count 65536] --output FILE [--offset N]
  *                 [--compression zstd|gzip|none] [--level N]
+ *   tidepool-pack --identify DIR
  *
  * Both trees are read-only subvolumes; on disk their ids are 0..count-1 already, which a worker in
  * the jail of confine.h sees, with the tree as its root. The layer is written into FILE, which is
  * there, from the offset on: the caller knows what surrounds it. Standard output tells "progress
  * BYTES ENTRIES DONE TOTAL" about five times a second and at the end "done BYTES ENTRIES SKIPPED
  * STORED sha256:DIGEST sha256:DIFF_ID"; standard error tells "CODE: message". Exit status 0, 1, or 2
- * for a wrong command line. What failed leaves rubbish in FILE. */
+ * for a wrong command line. What failed leaves rubbish in FILE.
+ * --identify prints the UUID of a subvolume, 32 hexadecimal digits. */
 #include <errno.h>
 #include <fcntl.h>
 #include <linux/btrfs.h>
@@ -179,6 +181,17 @@ static int pack(struct job *job, struct tp_error *err) {
   return 0;
 }
 
+static int identify(const char *path, struct tp_error *err) {
+  TP_CLOSE int fd = open(path, O_RDONLY | O_DIRECTORY | O_CLOEXEC);
+  struct btrfs_ioctl_get_subvol_info_args info = {0};
+  if (fd < 0 || ioctl(fd, BTRFS_IOC_GET_SUBVOL_INFO, &info) < 0)
+    return tp_fail(err, errno, "identify %s", path);
+  for (unsigned i = 0; i < sizeof info.uuid; i++)
+    printf("%02x", info.uuid[i]);
+  printf("\n");
+  return 0;
+}
+
 int main(int argc, char **argv) {
   static struct job job = {.range = {.count = 65536}, .compression = "zstd"};
   struct tp_error err;
@@ -189,13 +202,14 @@ int main(int argc, char **argv) {
   signal(SIGPIPE, SIG_IGN);
   mallopt(M_ARENA_MAX, 2); /* a thread's own would reserve 64 MB of address space */
 
-  int status = parse(argc, argv, &job);
+  bool identifies = argc == 3 && strcmp(argv[1], "--identify") == 0;
+  int status = identifies ? 0 : parse(argc, argv, &job);
   if (status)
     return status;
   job.compare.found = tp_entry_found;
   job.compare.gone = tp_entry_gone;
   job.compare.data = &job.pack;
-  if (pack(&job, &err) == 0)
+  if ((identifies ? identify(argv[2], &err) : pack(&job, &err)) == 0)
     return 0;
   fprintf(stderr, "%s: %s\n", tp_error_name(err.code), err.message);
   return 1;

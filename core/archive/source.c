@@ -23,9 +23,12 @@ void tp_digest_hex(struct sha256_ctx *context, char hex[TP_DIGEST_HEX + 1]) {
 
 static ssize_t read_stored(struct archive *archive, void *data, const void **buffer) {
   struct tp_source *source = data;
+  size_t want = sizeof source->buffer;
   ssize_t got;
+  if (source->layer->length && source->layer->length - source->read < want)
+    want = (size_t)(source->layer->length - source->read);
   do
-    got = read(source->layer->fd, source->buffer, sizeof source->buffer);
+    got = read(source->layer->fd, source->buffer, want);
   while (got < 0 && errno == EINTR);
   if (got < 0) {
     source->read_errno = errno;

@@ -18,6 +18,7 @@
 /* A layer as the command line names it; digests are lower-case hex, or empty when unknown. */
 struct tp_layer {
   int fd;
+  uint64_t at, length; /* where in the file; length 0: all of it */
   const char *name;
   char digest[TP_DIGEST_HEX + 1];  /* of the bytes as they are stored */
   char diff_id[TP_DIGEST_HEX + 1]; /* of the tar after decompression */

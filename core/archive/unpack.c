@@ -2,8 +2,10 @@
  *
  *   tidepool-unpack --target DIR --uid-base N [--count 65536] [--plain] [--finish]
  *                   [--max-bytes N] [--max-entries N] [--blobs DIR]
- *                   --stdin | --layer PATH [--digest sha256:HEX] [--diff-id sha256:HEX] ...
- *   tidepool-unpack --print PATH --blobs DIR [--digest sha256:HEX] [--max-bytes N]
+ *                   --stdin | --layer PATH [--at N --length N] [--digest sha256:HEX]
+ *                   [--diff-id sha256:HEX] ...
+ *   tidepool-unpack --print PATH --blobs DIR | --at N --length N [--digest sha256:HEX] [--max-bytes N]
+ *   tidepool-unpack --index
  *
  * The supervisor (root) opens target and layers, then a worker enters the jail of confine.h and
  * reads them. Layer paths are looked up beneath --blobs, which a hostile archive may have filled.
@@ -11,7 +13,9 @@
  * of the layers as they are stored; TOTAL 0 when it isn't known) and at the end "done BYTES ENTRIES
  * SKIPPED"; standard error tells "CODE: message". Exit status 0, 1, or 2 for a wrong
  * command line. What failed leaves a target that the caller must delete.
- * --print copies a small file to standard output once its digest is right. */
+ * --at and --length name a part of a file, as where a tar that isn't compressed holds a layer: --index
+ * tells these of the tar on standard input (see index.h). --print copies a small file, or part of one,
+ * to standard output once its digest is right. */
 #include <errno.h>
 #include <fcntl.h>
 #include <linux/openat2.h>
@@ -28,6 +32,7 @@
 #include "../scope.h"
 #include "confine.h"
 #include "finish.h"
+#include "index.h"
 #include "layer.h"
 #include "supervise.h"
 
@@ -88,6 +93,12 @@ static int parse(int argc, char **argv, struct options *options) {
       if (tp_digest_parse(argument, layer->diff_id) < 0)
         return usage(name);
       i++;
+    } else if (strcmp(name, "--at") == 0 && layer && number(argument, INT64_MAX, &value)) {
+      layer->at = value;
+      i++;
+    } else if (strcmp(name, "--length") == 0 && layer && number(argument, INT64_MAX, &value)) {
+      layer->length = value;
+      i++;
     } else if (strcmp(name, "--target") == 0) {
       options->target = argv[++i];
     } else if (strcmp(name, "--blobs") == 0) {
@@ -111,7 +122,7 @@ static int parse(int argc, char **argv, struct options *options) {
   }
   if (!options->layer_count)
     return usage("layer");
-  if (options->print && (options->layer_count != 1 || !options->blobs))
+  if (options->print && (options->layer_count != 1 || !(options->blobs || options->layers[0].length)))
     return usage("--blobs");
   if (!options->print && (!options->target || !options->range.base))
     return usage("--target or --uid-base");
@@ -130,6 +141,8 @@ static int open_blob(int blobs, const struct tp_layer *layer, struct tp_error *e
     return tp_fail(err, errno, "open %.300s", layer->name);
   if (fstat(fd, &st) < 0 || !S_ISREG(st.st_mode))
     return tp_fail(err, EINVAL, "%.300s is not a regular file", layer->name);
+  if (lseek(fd, (off_t)layer->at, SEEK_SET) < 0)
+    return tp_fail(err, errno, "seek in %.300s", layer->name);
   return tp_take_fd(&fd);
 }
 
@@ -154,12 +167,15 @@ static int open_blobs(struct options *options, struct tp_error *err) {
 static int print_blob(const struct options *options, struct tp_error *err) {
   const struct tp_layer *layer = &options->layers[0];
   size_t limit = options->unpack.max_bytes < MAX_PRINT ? options->unpack.max_bytes : MAX_PRINT;
-  size_t size = 0;
+  size_t size = 0, most = layer->length ? layer->length : SIZE_MAX;
   ssize_t got;
   TP_FREE uint8_t *content = malloc(limit + 1);
   if (!content)
     return tp_fail(err, ENOMEM, "%.300s", layer->name);
-  while (size <= limit && (got = read(layer->fd, content + size, limit + 1 - size)) != 0) {
+  while (size <= limit && size < most) {
+    size_t want = limit + 1 - size < most - size ? limit + 1 - size : most - size;
+    if ((got = read(layer->fd, content + size, want)) == 0)
+      break;
     if (got < 0)
       return tp_fail(err, errno, "read %.300s", layer->name);
     size += (size_t)got;
@@ -209,7 +225,7 @@ static uint64_t stored_size(const struct options *options) {
     struct stat st;
     if (fstat(options->layers[i].fd, &st) < 0 || !S_ISREG(st.st_mode))
       return 0;
-    total += (uint64_t)st.st_size;
+    total += options->layers[i].length ? options->layers[i].length : (uint64_t)st.st_size;
   }
   return total;
 }
@@ -255,6 +271,12 @@ int main(int argc, char **argv) {
   setlocale(LC_CTYPE, "C.UTF-8"); /* names in PAX headers are UTF-8 */
   signal(SIGPIPE, SIG_IGN);
 
+  if (argc == 2 && strcmp(argv[1], "--index") == 0) {
+    if (tp_index(STDIN_FILENO, &err) == 0)
+      return 0;
+    fprintf(stderr, "%s: %s\n", tp_error_name(err.code), err.message);
+    return 1;
+  }
   int status = parse(argc, argv, &options);
   if (status)
     return status;

@@ -78,13 +78,18 @@ function manifest.records(text, lists)
   return records
 end
 
---- Reads a document of `kind` ("docker", "index", "manifest", "config") at `path` beneath
--- `directory`, as the first id of options.range. Returns its records, or nil, message, code.
-function manifest.read(options, directory, kind, path, digest)
-  local printer = { options.tools .. "/tidepool-unpack", "--print", path, "--blobs", directory, stderr = "pipe" }
-  if digest then
-    printer[#printer + 1] = "--digest"
-    printer[#printer + 1] = digest
+--- Reads a document of `kind` ("docker", "index", "manifest", "config") at `path` in a store (see
+-- image/archive.lua), as the first id of options.range. Returns its records, or nil, message, code.
+function manifest.read(options, store, kind, path, digest)
+  local place = store.arguments(path)
+  if not place then
+    return nil, "the archive lacks " .. path, "EBADMSG"
+  end
+  local printer = { options.tools .. "/tidepool-unpack", "--print", stderr = "pipe" }
+  for _, list in ipairs({ place, digest and { "--digest", digest } or {}, store.common }) do
+    for _, argument in ipairs(list) do
+      printer[#printer + 1] = argument
+    end
   end
   local printed, parsed, code = worker.pipeline(printer, parser_command(kind, options.range.base))
   if not printed then

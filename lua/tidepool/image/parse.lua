@@ -96,6 +96,26 @@ function readers.index(document)
   fail("no image for linux/%s (there are: %s)", ARCH, #others > 0 and table.concat(others, ", ") or "none")
 end
 
+-- Of a snapshot that tidepool exported.
+local ANNOTATIONS = {
+  ["dev.tidepool.snapshot"] = { "snapshot", "^%x+$" },
+  ["dev.tidepool.parent"] = { "parent", "^%x+$" },
+  ["dev.tidepool.image"] = { "image", "^[a-z0-9][a-z0-9._-]*$" },
+  ["dev.tidepool.type"] = { "type", "^%l+$" },
+}
+
+local function emit_annotations(annotations)
+  for name, rule in pairs(type(annotations) == "table" and ANNOTATIONS or {}) do
+    local value = annotations[name]
+    if value ~= nil then
+      if not text(value, name):match(rule[2]) or #value > 128 then
+        fail("%s is not what it should be", name)
+      end
+      emit(rule[1], value)
+    end
+  end
+end
+
 function readers.manifest(document)
   object(document, "manifest")
   if type(document.manifests) == "table" then
@@ -103,6 +123,7 @@ function readers.manifest(document)
     return readers.index(document)
   end
   emit("config", digest(object(document.config, "config").digest, "config's digest"))
+  emit_annotations(document.annotations)
   for _, layer in ipairs(list(document.layers, "layers", LIMITS.layers)) do
     object(layer, "layer")
     local kind = optional_text(layer.mediaType, "layer's type") or "tar"
