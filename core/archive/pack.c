@@ -1,16 +1,17 @@
 /* tidepool-pack: writes a tree, or what it has that another lacks, as one layer of an image.
  *
- *   tidepool-pack --tree DIR [--parent DIR] --uid-base N [--count 65536] --output FILE [--offset N]
- *                 [--compression zstd|gzip|none] [--level N]
+ *   tidepool-pack --tree DIR [--parent DIR [--taken SECONDS]] --uid-base N [--count 65536]
+ *                 --output FILE [--offset N] [--compression zstd|gzip|none] [--level N]
  *   tidepool-pack --identify DIR
  *
- * Both trees are read-only subvolumes; on disk their ids are 0..count-1 already, which a worker in
+ * --taken is when the parent was snapshotted, if it is a snapshot: see compare.h. Both trees are read-only subvolumes; on disk their ids are 0..count-1 already, which a worker in
  * the jail of confine.h sees, with the tree as its root. The layer is written into FILE, which is
  * there, from the offset on: the caller knows what surrounds it. Standard output tells "progress
  * BYTES ENTRIES DONE TOTAL" about five times a second and at the end "done BYTES ENTRIES SKIPPED
  * STORED sha256:DIGEST sha256:DIFF_ID"; standard error tells "CODE: message". Exit status 0, 1, or 2
  * for a wrong command line. What failed leaves rubbish in FILE.
- * --identify prints the UUID of a subvolume, 32 hexadecimal digits. */
+ * --identify prints the UUID of a subvolume, 32 hexadecimal digits, and when it was taken, 0 when it
+ * is no snapshot of another. */
 #include <errno.h>
 #include <fcntl.h>
 #include <linux/btrfs.h>
@@ -69,6 +70,8 @@ static int parse(int argc, char **argv, struct job *job) {
       job->offset = value;
     else if (strcmp(name, "--level") == 0 && number(argument, 19, &value))
       job->level = value;
+    else if (strcmp(name, "--taken") == 0 && number(argument, INT64_MAX, &value))
+      job->compare.taken = (int64_t)value;
     else if (strcmp(name, "--uid-base") == 0 && number(argument, UINT32_MAX, &value))
       job->range.base = (uint32_t)value;
     else if (strcmp(name, "--count") == 0 && number(argument, 1u << 24, &value))
@@ -125,16 +128,6 @@ static void work(void *data, int report_fd) {
   tp_report_end(&pack->report, report_fd, result, &err);
 }
 
-/* When the parent was snapshotted; nothing when it is a mere directory, or no snapshot of another
- * subvolume: an image is sealed long before anybody changes a copy of it. */
-static void set_taken(struct job *job, int parent) {
-  struct btrfs_ioctl_get_subvol_info_args info = {0};
-  static const uint8_t none[BTRFS_UUID_SIZE];
-  if (ioctl(parent, BTRFS_IOC_GET_SUBVOL_INFO, &info) == 0 &&
-      memcmp(info.parent_uuid, none, sizeof none) != 0)
-    job->compare.taken = (int64_t)info.otime.sec;
-}
-
 static int mount_of(const char *path, int userns, int *fd, struct tp_error *err) {
   *fd = open(path, O_RDONLY | O_DIRECTORY | O_CLOEXEC);
   if (*fd < 0)
@@ -157,7 +150,6 @@ static int pack(struct job *job, struct tp_error *err) {
     parent_mount = mount_of(job->parent, userns, &parent_fd, err);
     if (parent_mount < 0)
       return -1;
-    set_taken(job, parent_fd);
   }
   /* The worker must hold nothing of the host's but the file that it writes. */
   close(tp_take_fd(&tree_fd));
@@ -188,7 +180,9 @@ static int identify(const char *path, struct tp_error *err) {
     return tp_fail(err, errno, "identify %s", path);
   for (unsigned i = 0; i < sizeof info.uuid; i++)
     printf("%02x", info.uuid[i]);
-  printf("\n");
+  static const uint8_t none[BTRFS_UUID_SIZE];
+  bool snapshot = memcmp(info.parent_uuid, none, sizeof none) != 0;
+  printf(" %llu\n", snapshot ? (unsigned long long)info.otime.sec : 0);
   return 0;
 }
 

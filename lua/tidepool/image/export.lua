@@ -33,9 +33,8 @@ local function pack(archive, layer, options)
     stdout = "pipe", stderr = "pipe",
     on_line = progress.reader("packing " .. layer.name, options.progress),
   }
-  if layer.parent then
-    command[#command + 1] = "--parent"
-    command[#command + 1] = layer.parent
+  for _, argument in ipairs(layer.parent and { "--parent", layer.parent, "--taken", layer.taken or "0" } or {}) do
+    command[#command + 1] = argument
   end
   local result, message, code = async.command(command)
   if not result then
@@ -160,13 +159,30 @@ local function write(archive, options)
   return result
 end
 
+local export = {}
+
+--- { uuid, taken } of a subvolume: `taken` in seconds, "0" when it is no snapshot | nil, message, code.
+function export.identify(path, options)
+  local result, message, code = async.command({ options.tools .. "/tidepool-pack", "--identify", path,
+    stdout = "pipe", stderr = "pipe" })
+  if not result then
+    return nil, message, code
+  end
+  local uuid, taken = result.stdout:match("^(%x+) (%d+)\n$")
+  if not uuid then
+    return nil, worker.failure(result, "tidepool-pack")
+  end
+  return { uuid = uuid, taken = taken }
+end
+
 --- Writes an image layout to `path`. options: `tools`, `range`, `progress` as of image/init.lua;
--- `layers`, a list of { tree = a read-only subvolume, parent = the one that it is the changes to, name };
+-- `layers`, a list of { tree = a read-only subvolume, parent = the one that it is the changes to, taken =
+-- when that was snapshotted, name };
 -- `config` { env, cmd, cwd, user }; `annotations`; `name` of the image in the layout; `created`, seconds
 -- since the epoch; `compression` "zstd" (unless told), "gzip" (for tools that know no other) or "none".
 -- Returns { size = of the file, digest = of the manifest, layers, bytes = of content, entries, skipped =
 -- what a layer can't hold: devices, sockets, names of whiteouts } | nil, message, code.
-local function export(path, options)
+function export.write(path, options)
   options.compression = options.compression or "zstd"
   local partial = path .. ".partial"
   os.remove(partial) -- of an earlier server that was killed

@@ -3,11 +3,10 @@
 --   image.build(kind, options)      "debian", "minimal"
 --   image.import(path, options)     an OCI layout or docker-archive, as a directory or a tar
 --   image.pull(reference, options)  from a registry
---   image.export(path, options)     trees as an OCI layout, in one tar
---   image.archive                   reading such a thing in steps
+--   image.export, image.archive     writing trees as an OCI layout, and reading archives in steps
 --
--- options of the first three: `target` an empty directory (a subvolume), `range` { base, count } of host ids that
--- nobody else uses meanwhile, `tools` the build directory, `work` a path that is made, used for
+-- options of the first three: `target` an empty directory (a subvolume), `range` { base, count } of
+-- host ids that nobody else uses meanwhile, `tools` the build directory, `work` a path that is made, used for
 -- temporary files and removed, `progress(line)`; for pull also `insecure`, to do without TLS.
 --
 -- They return { env, cmd, cwd, user, bytes, entries, source, created } or nil, message, code. They
