@@ -10,6 +10,7 @@
 
 #include "../scope.h"
 
+#define MARGIN 50000000 /* nanoseconds; a tick has 10 million at most */
 #define WANTED (STATX_BASIC_STATS | STATX_BTIME)
 
 /* The names in a directory, sorted. */
@@ -107,8 +108,9 @@ static bool same_time(const struct statx_timestamp *a, const struct statx_timest
 
 static bool unchanged(const struct tp_compare *compare, const struct statx *now,
                       const struct statx *then) {
-  int64_t age = compare->taken - then->stx_ctime.tv_sec; /* of the last change, at that time */
-  if (compare->taken && age >= -1 && age <= 1)
+  /* How old the last change was at that time. */
+  int64_t age = compare->taken - (then->stx_ctime.tv_sec * 1000000000 + then->stx_ctime.tv_nsec);
+  if (compare->taken && age >= -MARGIN && age <= MARGIN)
     return false;
   return now->stx_ino == then->stx_ino && now->stx_mode == then->stx_mode &&
          now->stx_size == then->stx_size && now->stx_uid == then->stx_uid &&

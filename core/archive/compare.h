@@ -25,7 +25,7 @@ void tp_numbers_free(struct tp_numbers *numbers);
 
 struct tp_compare {
   int tree, base;        /* base -1: everything is new */
-  int64_t taken;  /* when `base` was snapshotted, in seconds; 0: it is no snapshot. The clock may not
+  int64_t taken;  /* when `base` was snapshotted, in nanoseconds; 0: it is no snapshot. The clock may not
                      tell a change right before from one right after, so both count as changes */
   struct tp_numbers written; /* inodes that belong into the layer for the sake of others: directories
                                 above a change, all names of a changed file */

@@ -1,6 +1,6 @@
 /* tidepool-pack: writes a tree, or what it has that another lacks, as one layer of an image.
  *
- *   tidepool-pack --tree DIR [--parent DIR [--taken SECONDS]] --uid-base N [--count 65536]
+ *   tidepool-pack --tree DIR [--parent DIR [--taken NANOSECONDS]] --uid-base N [--count 65536]
  *                 --output FILE [--offset N] [--compression zstd|gzip|none] [--level N]
  *   tidepool-pack --identify DIR
  *
@@ -182,7 +182,7 @@ static int identify(const char *path, struct tp_error *err) {
     printf("%02x", info.uuid[i]);
   static const uint8_t none[BTRFS_UUID_SIZE];
   bool snapshot = memcmp(info.parent_uuid, none, sizeof none) != 0;
-  printf(" %llu\n", snapshot ? (unsigned long long)info.otime.sec : 0);
+  printf(" %llu\n", snapshot ? info.otime.sec * 1000000000ull + info.otime.nsec : 0);
   return 0;
 }
 

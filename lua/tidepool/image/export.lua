@@ -161,7 +161,7 @@ end
 
 local export = {}
 
---- { uuid, taken } of a subvolume: `taken` in seconds, "0" when it is no snapshot | nil, message, code.
+--- { uuid, taken } of a subvolume: `taken` in nanoseconds, "0" when it is no snapshot | nil, message, code.
 function export.identify(path, options)
   local result, message, code = async.command({ options.tools .. "/tidepool-pack", "--identify", path,
     stdout = "pipe", stderr = "pipe" })

@@ -1,0 +1,251 @@
+--- Snapshots made of archives: of exported ones, or of any image. Exporting is in server/exports.lua.
+--
+-- Runs in the server; what reads an archive are confined workers. An import grows in imports/KEY of the
+-- pool, where KEY is the archive's digest: a directory for each layer that is applied, the last of which
+-- becomes the snapshot by a rename. So what an ended server has left there is never seen, and the same
+-- import continues after the last whole layer. What nobody continues is swept.
+local uv = require("luv")
+local exports = require("tidepool.server.exports")
+local image = require("tidepool.image")
+local log = require("tidepool.server.log")
+local random = require("tidepool.random")
+local step = require("tidepool.server.step")
+local verbs = require("tidepool.verbs")
+
+local imports = {}
+
+local FORGOTTEN = 24 * 3600 -- seconds after which what an import left is not waited for
+
+local function directory_of(server)
+  return server.storage.path_ .. "/imports"
+end
+
+local function names(path)
+  local list, scan = {}, uv.fs_scandir(path)
+  while scan do
+    local name = uv.fs_scandir_next(scan)
+    if not name then
+      break
+    end
+    list[#list + 1] = name
+  end
+  return list
+end
+
+-- Deletes all that an import has made so far, but the names in the set `kept`.
+local function discard(server, directory, kept)
+  for _, name in ipairs(names(directory)) do
+    if not (kept and kept[name]) then
+      server.storage:abort_snapshot({ directory = directory .. "/" .. name })
+    end
+  end
+  if not kept then
+    server.storage.spawners:execute({ { "rmdir?", directory } })
+  end
+end
+
+--- Deletes what imports of earlier servers left and nobody has continued for a day. At the start.
+function imports.sweep(server)
+  for _, name in ipairs(names(directory_of(server))) do
+    local directory = directory_of(server) .. "/" .. name
+    local stat = uv.fs_stat(directory)
+    if stat and os.time() - stat.mtime.sec > FORGOTTEN then
+      discard(server, directory)
+    end
+  end
+end
+
+-- How many layers an earlier try has applied.
+local function applied(directory, count)
+  for i = count, 1, -1 do
+    if uv.fs_stat(("%s/%d/root"):format(directory, i)) then
+      return i
+    end
+  end
+  return 0
+end
+
+-- The root that grows: of what is there already, or empty.
+local function begin(server, directory, below)
+  local work = directory .. "/work"
+  local ok, message, code = server.storage.spawners:execute({
+    { "mkdir", work, 448 },
+    below and { "snapshot", below, work, "root", 0 } or { "subvolume", work, "root" },
+  })
+  return ok and work, message, code
+end
+
+-- Keeps what has been applied so far, for another try. The root itself goes on: what is written to it
+-- stays its own, also in storage's account.
+local function keep(server, directory, work, i, last)
+  local place, copy = ("%s/%d"):format(directory, i), directory .. "/copy"
+  local ok, message, code = server.storage.spawners:execute(last and {
+    { "sync", server.storage.path_ },
+    { "readonly", work .. "/root", 1 },
+    { "rename", work, place },
+  } or {
+    { "mkdir", copy, 448 },
+    { "snapshot", work .. "/root", copy, "root", 1 },
+    { "rename", copy, place },
+  })
+  if not ok then
+    return nil, message, code
+  end
+  step("import_kept")
+  discard(server, directory, { [tostring(i)] = true, work = true })
+  return true
+end
+
+local function apply_all(server, store, found, directory, parent, options)
+  local count = #found.layers
+  local done = applied(directory, count)
+  discard(server, directory, { [tostring(done)] = true })
+  if done > 0 then
+    options.progress(("continuing after layer %d of %d"):format(done, count))
+  end
+  if done == count then
+    return true
+  end
+  local below = done > 0 and ("%s/%d/root"):format(directory, done) or parent and parent.directory .. "/root"
+  local work, message, code = begin(server, directory, below)
+  if not work then
+    return nil, message, code
+  end
+  options.target = work .. "/root"
+  for i = done + 1, count do
+    local ok
+    ok, message, code = image.archive.apply(store, found, options, i == count and not found.snapshot, i, i)
+    step("import_applied")
+    if ok then
+      ok, message, code = keep(server, directory, work, i, i == count)
+    end
+    if not ok then
+      return nil, message, code
+    end
+  end
+  return true
+end
+
+-- The snapshot here that the archive holds the changes to.
+local function parent_of(server, found, options)
+  if not found.parent then
+    return true
+  end
+  for _, id in ipairs(server.snapshots:ids()) do
+    local record = server.snapshots:get(server.snapshots:address(id))
+    local known = record and exports.identity(record, options)
+    if known and known.uuid == found.parent then
+      return record
+    end
+  end
+  return nil, "the archive holds the changes to a snapshot that is not here: import that one first", "ENOPARENT"
+end
+
+local function spec_of(found)
+  local env = {}
+  for _, pair in ipairs(found.config.env) do
+    local name, value = pair:match("^([%a_][%w_]*)=(.*)$")
+    if name then
+      env[name] = value
+    end
+  end
+  return { type = verbs.types[found.type] and found.type or "basic", env = env }
+end
+
+-- Makes the snapshot of what imports/KEY holds.
+local function commit(server, address, found, directory, parent, began)
+  local sandbox, label = address:match("^([^@]+)@(.+)$")
+  local record, message, code = server.snapshots:add({
+    sandbox = sandbox, label = label, image = found.image or "imported", spec = spec_of(found),
+    labels = found.snapshot and { origin = found.snapshot } or {},
+    parent = parent and server.snapshots:address(parent.id) and parent.id or nil, -- it may be gone by now
+  })
+  if not record then
+    return nil, message, code
+  end
+  step("import_recorded")
+  local ok
+  ok, message, code = server.storage.spawners:execute({
+    { "rename", ("%s/%d"):format(directory, #found.layers), record.directory },
+  })
+  step("import_renamed")
+  if ok then
+    ok, message, code = server.snapshots:commit(record, 0, (uv.hrtime() - began) / 1e9)
+  end
+  if not ok then
+    server.snapshots:abort(record)
+    return nil, message, code
+  end
+  step("import_committed")
+  return record
+end
+
+local function import(server, store, params, options)
+  local began = uv.hrtime()
+  local found, message, code = image.archive.read(store, options)
+  local parent
+  if found then
+    parent, message, code = parent_of(server, found, options)
+  end
+  if not parent then
+    return nil, message, code
+  end
+  parent = parent ~= true and parent or nil
+  local key = found.digest and found.digest:match("%x+$") or random.hex(32)
+  if server.importing[key] then
+    return nil, "this archive is being imported right now", "EBUSY"
+  end
+  server.importing[key] = true
+  local directory = directory_of(server) .. "/" .. key
+  local results = { xpcall(function()
+    local ok, why, name = server.storage.spawners:execute({
+      { "ensure", directory_of(server), 448 },
+      { "ensure", directory, 448 },
+    })
+    if ok then
+      ok, why, name = apply_all(server, store, found, directory, parent, options)
+    end
+    if not ok then
+      return nil, why, name
+    end
+    return commit(server, params.snapshot, found, directory, parent, began)
+  end, debug.traceback) }
+  discard(server, directory)
+  server.importing[key] = nil
+  if not results[1] then
+    error(results[2], 0)
+  end
+  return unpack(results, 2, 4)
+end
+
+--- Makes a snapshot of an archive: one that was exported, or any OCI image or docker-archive. Returns what
+-- a client is told of it | nil, message, code ("EBADMSG": damaged or hostile, "ENOPARENT"). params: file,
+-- snapshot, its address.
+function imports.import(server, params, progress)
+  local ok, message, code = exports.absolute("snapshot import", params.file)
+  if ok and not uv.fs_stat(params.file) then
+    ok, message, code = nil, "no such file: " .. params.file, "ENOENT"
+  elseif ok and server.snapshots:get(params.snapshot) then
+    ok, message, code = nil, "snapshot exists: " .. params.snapshot, "EEXIST"
+  end
+  if ok then
+    ok, message, code = server.storage:room()
+  end
+  if not ok then
+    return nil, message, code
+  end
+  server.importing = server.importing or {}
+  local record
+  record, message, code = exports.with_worker(server, progress, function(options)
+    return image.archive.with(params.file, options, function(store)
+      return import(server, store, params, options)
+    end)
+  end)
+  if not record then
+    return nil, ("import %s: %s"):format(params.file, message), code
+  end
+  log.info("snapshot_imported", { snapshot = params.snapshot })
+  return server.snapshots:describe(record, true)
+end
+
+return imports
