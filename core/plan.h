@@ -39,7 +39,9 @@
   X(group, "pn") X(dynmods, "") X(killgroup, "p") X(ungroup, "p")                                                \
   /* storage: btrfs.c, loop.c */                                                                   \
   X(pool, "pp") X(subvolume, "pp") X(snapshot, "pppn") X(destroy, "pp") X(readonly, "pn")          \
-  X(quota, "p") X(limit, "pn") X(usage, "p") X(sync, "p")
+  X(quota, "p") X(limit, "pn") X(usage, "p") X(sync, "p")                                          \
+  /* a moment in which nothing runs: freeze.c */                                                   \
+  X(freeze, "pn") X(thaw, "p")
 
 enum tp_op {
 #define X(name, kinds) TP_OP_##name,

@@ -17,6 +17,7 @@
 
 #include "btrfs.h"
 #include "cgroup.h"
+#include "freeze.h"
 #include "raw.h"
 #include "scope.h"
 
@@ -123,6 +124,9 @@ static void undo_step(const struct tp_step *step) {
     break;
   case TP_OP_pool:
     umount2(args[1].bytes, MNT_DETACH);
+    break;
+  case TP_OP_freeze:
+    tp_freeze_end(args[0].bytes, &ignored);
     break;
   default:
     break;

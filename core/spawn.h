@@ -30,6 +30,7 @@ struct tp_run {
   unsigned value_count;
   int given[TP_RUN_GIVEN]; /* descriptors for whoever asked, still their slots' */
   unsigned given_count;
+  uint64_t froze; /* when `freeze` began, nanoseconds */
 };
 
 /* Takes the descriptors over. */

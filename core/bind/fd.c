@@ -3,6 +3,7 @@
 #include <fcntl.h>
 #include <string.h>
 #include <sys/file.h>
+#include <sys/ioctl.h>
 #include <sys/resource.h>
 #include <sys/socket.h>
 #include <sys/stat.h>
@@ -164,6 +165,24 @@ static int l_duplicate(lua_State *L) {
   return *fd < 0 ? tp_lua_fail_errno(L, "duplicate descriptor") : 1;
 }
 
+/* core.fd.borrow(pidfd, number) -> fd | nil, message, code; another process's open file, held by us too */
+static int l_borrow(lua_State *L) {
+  int pidfd = tp_check_fd(L, 1);
+  int number = (int)luaL_checkinteger(L, 2);
+  int *fd = tp_new_fd(L);
+  *fd = (int)syscall(SYS_pidfd_getfd, pidfd, number, 0);
+  return *fd < 0 ? tp_lua_fail_errno(L, "borrow descriptor") : 1;
+}
+
+/* core.fd.waiting(fd) -> bytes that can be read at once | nil, message, code */
+static int l_waiting(lua_State *L) {
+  int count = 0;
+  if (ioctl(tp_check_fd(L, 1), FIONREAD, &count) < 0)
+    return tp_lua_fail_errno(L, "count bytes");
+  lua_pushinteger(L, count);
+  return 1;
+}
+
 /* core.fd.close_from(first): closes every descriptor from that number on. For a daemon's start. */
 static int l_close_from(lua_State *L) {
   syscall(SYS_close_range, (unsigned)luaL_checkinteger(L, 1), ~0u, 0);
@@ -242,6 +261,8 @@ int tp_open_fd(lua_State *L) {
                                        {"lock", l_lock},
                                        {"raise_limit", l_raise_limit},
                                        {"duplicate", l_duplicate},
+                                       {"borrow", l_borrow},
+                                       {"waiting", l_waiting},
                                        {"close_from", l_close_from},
                                        {"read", l_read},
                                        {"write", l_write},

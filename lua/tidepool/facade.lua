@@ -8,6 +8,7 @@
 -- a task they run the loop until they are done, inside they wait without blocking other tasks.
 local async = require("tidepool.async")
 local box = require("tidepool.client.box")
+local box_branches = require("tidepool.client.box_branches")
 local client = require("tidepool.client")
 local paths = require("tidepool.paths")
 local policy = require("tidepool.client.policy")
@@ -91,6 +92,55 @@ end
 ---@return string? code
 function sandbox.ls(options)
   return get_client():call("ls", options or {})
+end
+
+--- A new sandbox of a snapshot, running.
+---@param snapshot string NAME@LABEL
+---@param name string the new one's name
+---@return tidepool.Box?
+---@return string? message
+---@return string? code "ENOSNAPSHOT", "EEXIST" (the name is taken), "ENOSPC"
+function sandbox.restore(snapshot, name)
+  return async.within(function()
+    local info, message, code = get_client():call("restore", { snapshot = snapshot, name = name })
+    if not info then
+      return nil, message, code
+    end
+    return box.new(get_client(), name)
+  end)
+end
+
+--- Branches of a sandbox or of a snapshot, as `box:fork` makes them.
+---@param source string NAME or NAME@LABEL
+---@param count integer
+---@param fn? fun(branch: tidepool.Box, i: integer): any
+---@return tidepool.BranchOutcome[]|tidepool.Box[]|nil
+---@return string? message
+---@return string? code "ENOSANDBOX", "ENOSNAPSHOT", "ENOSPC", "ETIMEDOUT"
+function sandbox.fork(source, count, fn)
+  return box_branches.fork(get_client(), function(name)
+    return box.new(get_client(), name)
+  end, source, count, fn)
+end
+
+sandbox.snapshot = {}
+
+--- All snapshots, or those of a sandbox's name, the oldest first.
+---@param name? string
+---@return tidepool.SnapshotInfo[]?
+---@return string? message
+---@return string? code
+function sandbox.snapshot.ls(name)
+  return get_client():call("snapshot_ls", { name = name })
+end
+
+--- Deletes a snapshot. Those that continue it stay, and sandboxes made of it.
+---@param snapshot string NAME@LABEL
+---@return true?
+---@return string? message
+---@return string? code "ENOSNAPSHOT"
+function sandbox.snapshot.rm(snapshot)
+  return get_client():call("snapshot_rm", { snapshot = snapshot })
 end
 
 --- The server, started when none runs.

@@ -8,7 +8,7 @@
 -- repeated, rest (all that follows `--`), default (a value the server assumes), values, most (the largest
 -- number, or the most bytes, words or pairs), least (the smallest number).
 --
--- Types: name (1-63 of [a-z0-9-]), string, integer, number, seconds, bytes (512M, 2G), boolean,
+-- Types: name (1-63 of [a-z0-9-]), snapshot (NAME@LABEL), source (a name or a snapshot), string, integer, number, seconds, bytes (512M, 2G), boolean,
 -- map (K=V repeated), list (repeated), argv (list of strings), octal, offset (bytes of output), value (any
 -- bytes), policies (list of { name, options, text }: text is of a policy that has no name on the server).
 local verbs = {}
@@ -19,6 +19,10 @@ end
 
 local function process_name()
   return { name = "process", type = "string", positional = 2, required = true, about = "a process: its name or number" }
+end
+
+local function snapshot_address(name, place, about)
+  return { name = name, type = "snapshot", positional = place, required = true, metavar = "NAME@LABEL", about = about }
 end
 
 -- Bytes. With less than its first steps take, the kernel kills a sandbox for want of memory while it is
@@ -142,6 +146,46 @@ verbs.list = {
     params = { sandbox_name(), { name = "user", type = "string", about = "user name or id", most = 256, default = "agent" } },
     fds = "agent socket", result = "true", errors = { "ENOSANDBOX", "EBADUSER", "ESTOPPED" } },
 
+  -- snapshots, branches, sleep
+  { name = "snapshot_create", cli = "snapshot create", group = "snapshot", about = "Keep a sandbox's files as they are in this instant.",
+    params = { sandbox_name(),
+      { name = "label", type = "name", positional = 2, required = true, about = "what it is called: NAME@LABEL; 1-63 of [a-z0-9-]" },
+      { name = "labels", type = "map", flag = "--label", short = "-l", repeated = true, about = "labels, K=V", most = 64 } },
+    result = "the snapshot: address, parent, and pause and total, the seconds it took",
+    errors = { "ENOSANDBOX", "EEXIST", "ETIMEDOUT", "ENOSPC" }, example = "snapshot create agent-42 before-upgrade" },
+  { name = "snapshot_ls", cli = "snapshot ls", group = "snapshot", about = "List snapshots, each below the one that it continues.",
+    params = { { name = "name", type = "name", positional = 1, about = "only those of this sandbox's name" } },
+    result = "list of snapshots, the oldest first; size: bytes it owns alone", errors = {}, example = "snapshot ls agent-42" },
+  { name = "snapshot_rm", cli = "snapshot rm", group = "snapshot", about = "Delete a snapshot; those that continue it stay.",
+    params = { snapshot_address("snapshot", 1, "the snapshot") },
+    result = "true", errors = { "ENOSNAPSHOT", "ENOSPC" }, example = "snapshot rm agent-42@before-upgrade" },
+  { name = "snapshot_keep", cli = "snapshot keep", group = "snapshot", about = "Delete a sandbox's snapshots but those that a rule keeps.",
+    params = { sandbox_name("the name whose snapshots they are"),
+      { name = "last", type = "integer", flag = "--last", about = "keep the newest N" },
+      { name = "daily", type = "integer", flag = "--daily", about = "keep the newest of each of the last N days that have one (UTC)" },
+      { name = "labels", type = "map", flag = "--label", short = "-l", repeated = true, about = "keep those with these labels, K=V", most = 64 } },
+    result = "list of the deleted ones' addresses", errors = { "EINVAL", "ENOSPC" }, example = "snapshot keep agent-42 --last 3 --daily 7 --label keep=yes" },
+  { name = "restore", cli = "restore", group = "snapshot", about = "Make a sandbox of a snapshot and start it.",
+    params = { snapshot_address("snapshot", 1, "the snapshot"),
+      { name = "name", type = "name", positional = 2, required = true, about = "the new sandbox's name" },
+      { name = "key", type = "string", about = "identifies the request over a lost connection", most = 64 } },
+    result = "info", errors = { "ENOSNAPSHOT", "EEXIST", "ENOSPC" }, example = "restore agent-42@before-upgrade agent-43" },
+  { name = "rollback", cli = "rollback", group = "snapshot", about = "Put a snapshot's files in the place of a sandbox's.",
+    params = { sandbox_name(), snapshot_address("snapshot", 2, "the snapshot") },
+    result = "info", errors = { "ENOSANDBOX", "ENOSNAPSHOT", "ENOSPC", "EBUSY" }, example = "rollback agent-42 agent-42@before-upgrade" },
+  { name = "fork", cli = "fork", group = "snapshot", about = "Make branches of a sandbox or snapshot: sandboxes that begin with its files.",
+    params = { { name = "source", type = "source", positional = 1, required = true, metavar = "NAME[@LABEL]", about = "the sandbox or snapshot" },
+      { name = "count", type = "integer", flag = "--count", short = "-n", about = "how many", default = 1, least = 1, most = 1000 },
+      { name = "key", type = "string", about = "identifies the request over a lost connection", most = 64 } },
+    result = "list of info, of all or none", errors = { "ENOSANDBOX", "ENOSNAPSHOT", "ETIMEDOUT", "ENOSPC" }, example = "fork agent-42 -n 3" },
+  { name = "promote", cli = "promote", group = "snapshot", about = "Make a branch the sandbox of its parent's name, which is destroyed.",
+    params = { sandbox_name("the branch") },
+    result = "info", errors = { "ENOSANDBOX", "EINVAL", "ENOSPC" }, example = "promote agent-42-2" },
+  { name = "freeze", cli = "freeze", group = "snapshot", about = "Make a sandbox stand still; any verb or input wakes it.",
+    params = { sandbox_name() }, result = "info", errors = { "ENOSANDBOX", "ESTOPPED", "ETIMEDOUT" }, example = "freeze agent-42" },
+  { name = "wake", cli = "wake", group = "snapshot", about = "See to it that a sandbox runs.", wakes = true,
+    params = { sandbox_name() }, result = "info", errors = { "ENOSANDBOX", "ENOSPC" }, example = "wake agent-42" },
+
   -- images
   { name = "image_build", cli = "image build", group = "image", about = "Build an image from the host's own distribution.", progress = true,
     params = { { name = "image", type = "string", positional = 1, required = true, about = "what to build: debian or minimal", values = { "debian", "minimal" } },
@@ -230,6 +274,12 @@ function verbs.valid_name(name)
   return type(name) == "string" and #name <= 63 and name:match("^[a-z0-9][a-z0-9-]*$") ~= nil
 end
 
+--- A snapshot's address is NAME@LABEL, each as a sandbox's name is.
+function verbs.valid_address(text)
+  local name, label = tostring(text):match("^([^@]+)@([^@]+)$")
+  return type(text) == "string" and name ~= nil and verbs.valid_name(name) and verbs.valid_name(label)
+end
+
 local function list_of_strings(value)
   if type(value) ~= "table" then
     return false
@@ -277,6 +327,8 @@ end
 
 local checks = {
   value = { function(v) return type(v) == "string" end, "a string" },
+  snapshot = { verbs.valid_address, "a snapshot's address, NAME@LABEL" },
+  source = { function(v) return verbs.valid_name(v) or verbs.valid_address(v) end, "a sandbox's name or a snapshot's address, NAME@LABEL" },
   policies = { function(v)
     if type(v) ~= "table" then
       return false

@@ -8,6 +8,7 @@ local GROUPS = {
   { "sandbox", "Sandboxes" },
   { "process", "Processes and terminals" },
   { "file", "Files" },
+  { "snapshot", "Snapshots, branches, sleep" },
   { "egress", "Egress and secrets" },
   { "image", "Images" },
   { "server", "The server" },

@@ -52,6 +52,8 @@ local function show_sandbox(info)
     { "labels", pairs_of(info.labels) },
     { "environment", pairs_of(info.env) },
     { "egress", info.egress },
+    { "continues", info.parent },
+    { "branch of", info.branch_of },
     { "not enforced", info.unenforced and table.concat(info.unenforced, "; ") },
   }
   local out = {}

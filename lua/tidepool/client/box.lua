@@ -1,5 +1,6 @@
 --- A sandbox, as a client holds it: a name. It survives the server, a stop and a start.
 local async = require("tidepool.async")
+local box_branches = require("tidepool.client.box_branches")
 local box_egress = require("tidepool.client.box_egress")
 local box_files = require("tidepool.client.box_files")
 local collect = require("tidepool.client.collect")
@@ -268,6 +269,7 @@ function Box:destroy()
   return self.client:call("destroy", { name = self.name })
 end
 
+box_branches.extend(Box, box.new)
 box_egress.extend(Box)
 box_files.extend(Box)
 

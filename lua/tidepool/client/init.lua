@@ -25,9 +25,13 @@ local START_LIMIT = 60 -- seconds; making and mounting a pool is part of a first
 -- Verbs that do no harm when they run twice, so that a lost connection is no failure.
 local REPEATABLE = {}
 for name in ("create ls info ps wait wait_port open stop destroy kill forget attach logs image_ls agent "
+  .. "snapshot_ls snapshot_diff restore rollback fork freeze wake "
   .. "egress_set egress_add egress_show egress_log policy_ls policy_show secret_set secret_ls secret_placeholder"):gmatch("%S+") do
   REPEATABLE[name] = true
 end
+
+-- Verbs that are repeatable since a key tells the server that it is the same request.
+local KEYED = { create = true, restore = true, fork = true }
 
 -- The environment of the server: ours, with this client's directories.
 local function environment_of(self)
@@ -198,7 +202,7 @@ function Client:call(verb, params, fds, on_progress)
     if not checked then
       return nil, message, code
     end
-    if verb == "create" and not params.key then
+    if KEYED[verb] and not params.key then
       local keyed = { key = random.hex(12) } -- by which the server knows it when it comes again
       for name, value in pairs(params) do
         keyed[name] = value

@@ -73,7 +73,7 @@
 ---@class tidepool.SandboxInfo
 ---@field name string
 ---@field id integer
----@field state "creating"|"starting"|"running"|"stopped"|"destroying"
+---@field state "creating"|"starting"|"running"|"frozen"|"stopped"|"destroying"
 ---@field reason? string why it is stopped
 ---@field image string
 ---@field type string
@@ -86,6 +86,27 @@
 ---@field usage? { cpu_seconds: number?, memory: integer?, memory_peak: integer?, pids: integer?, disk: integer? }
 ---@field unenforced? string[] limits that this host can't enforce, and why
 ---@field egress string the names of its policies
+---@field parent? string the snapshot that its files continue
+---@field branch_of? string the sandbox that it is a branch of
+
+---@class tidepool.SnapshotInfo
+---@field snapshot string its address, NAME@LABEL
+---@field sandbox string the sandbox's name when it was taken
+---@field label string
+---@field parent? string the snapshot before it
+---@field image string
+---@field labels table<string, string>
+---@field memory boolean whether it has the processes too
+---@field created number moment
+---@field pause? number seconds for which the sandbox stood still
+---@field total? number seconds that it took
+---@field size? integer bytes that it owns alone (ls only, where storage counts them)
+
+---@class tidepool.BranchOutcome
+---@field branch tidepool.Box
+---@field ok boolean
+---@field result any what the function returned
+---@field error any what it raised
 
 ---@class tidepool.EgressInfo
 ---@field name string

@@ -61,6 +61,21 @@ function core.fd.pidfd(pid) end
 ---@return string? code "EMFILE", "EBADF"
 function core.fd.duplicate(fd) end
 
+--- What another process has open under that number, held by us too.
+---@param pidfd tidepool.Fd of the process
+---@param number integer
+---@return tidepool.Fd? fd
+---@return string? message
+---@return string? code "EBADF", "ESRCH", "EPERM"
+function core.fd.borrow(pidfd, number) end
+
+--- How many bytes a socket or pipe has for us; 0 at its end, too.
+---@param fd tidepool.Fd|integer
+---@return integer? bytes
+---@return string? message
+---@return string? code "EINVAL" of a socket that listens
+function core.fd.waiting(fd) end
+
 --- Closes every descriptor from this number on. For the start of a daemon, before anything opens one.
 ---@param first integer
 function core.fd.close_from(first) end

@@ -276,7 +276,7 @@ local resteer
 function resteer(sandbox)
   local own, server = sandbox.egress, sandbox.server
   local made, message, code = container.resteer(server.spawners, sandbox.run.pid, sandbox.run.steering)
-  if made and sandbox.state == "running" then
+  if made and sandbox.run then
     egress.begin(sandbox, made)
     return true
   elseif made then
@@ -288,7 +288,7 @@ function resteer(sandbox)
   end
   own.problem = message
   async.after(RETRY, function()
-    if sandbox.state == "running" and not own.steering then
+    if sandbox.run and not own.steering then
       async.spawn(resteer, sandbox)
     end
   end)

@@ -94,7 +94,7 @@ function egress_policies.show(sandbox)
     name = sandbox.name,
     policies = list,
     revision = own.revision,
-    state = own.process and "served" or sandbox.state == "running" and "refused" or "stopped",
+    state = own.process and "served" or sandbox.run and "refused" or "stopped",
     problem = own.problem,
     process = own.process and { number = member.number, pid = own.process.pid } or nil,
     mode = own.steering and own.steering.mode or nil,

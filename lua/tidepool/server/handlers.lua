@@ -1,6 +1,7 @@
 --- What each verb does in the server. A handler gets checked parameters and returns
 -- result, message, code, fds; what it declares is in tidepool.verbs.
 local async = require("tidepool.async")
+local branches = require("tidepool.server.branches")
 local egress_policies = require("tidepool.server.egress_policies")
 local images = require("tidepool.server.images")
 local policies = require("tidepool.server.policies")
@@ -30,8 +31,17 @@ local function running(server, params)
   return awake and sandbox, message, code
 end
 
-local function process_of(server, params)
+-- The sandbox; one that sleeps is awake then, one that was stopped is left so.
+local function awake(server, params)
   local sandbox, message, code = sandbox_of(server, params)
+  if not sandbox or not sandbox:asleep() then
+    return sandbox, message, code
+  end
+  return running(server, params)
+end
+
+local function process_of(server, params)
+  local sandbox, message, code = awake(server, params)
   if not sandbox then
     return nil, message, code
   end
@@ -153,7 +163,7 @@ local function live(sandbox)
   return list
 end
 
-handlers.ps = with(sandbox_of, function(sandbox)
+handlers.ps = with(awake, function(sandbox)
   local list = sandbox.state == "running" and live(sandbox) or saved(sandbox)
   table.sort(list, function(a, b)
     return a.id < b.id
@@ -165,7 +175,7 @@ handlers.attach = with(process_of, function(process, params, fds)
   return described(processes.attach(process, params, fds))
 end)
 
-handlers.logs = with(sandbox_of, function(sandbox, params, fds)
+handlers.logs = with(awake, function(sandbox, params, fds)
   local process = sandbox.state == "running" and processes.find(sandbox, params.process)
   if process then
     return described(processes.attach(process, params, fds))
@@ -200,7 +210,7 @@ handlers.kill = with(process_of, function(process, params)
 end)
 
 local function process_to_wait_for(server, params)
-  local sandbox, message, code = sandbox_of(server, params)
+  local sandbox, message, code = awake(server, params)
   if not sandbox then
     return nil, message, code
   elseif params.process then
@@ -231,7 +241,7 @@ local function is_open(link, port)
   return false
 end
 
-handlers.wait_port = with(sandbox_of, function(sandbox, params)
+handlers.wait_port = with(awake, function(sandbox, params)
   if params.port < 1 or params.port > 65535 then
     return nil, "not a port: " .. params.port, "EINVAL"
   end
@@ -270,6 +280,58 @@ function handlers.agent(server, params, fds)
   end
   return processes.agent(sandbox, params.user, fds[1])
 end
+
+-- What a client is told of the sandbox that something was done to, or why it was not.
+local function told(sandbox, message, code)
+  if not sandbox then
+    return nil, message, code
+  end
+  return sandbox:info(false)
+end
+
+handlers.snapshot_create = with(sandbox_of, function(sandbox, params)
+  local record, message, code = sandbox.server.snapshots:take(sandbox, params)
+  if not record then
+    return nil, message, code
+  end
+  return sandbox.server.snapshots:describe(record)
+end)
+
+function handlers.snapshot_ls(server, params)
+  return server.snapshots:list(params.name)
+end
+
+function handlers.snapshot_rm(server, params)
+  return server.snapshots:remove(params.snapshot)
+end
+
+function handlers.snapshot_keep(server, params)
+  if (params.last or 0) + (params.daily or 0) == 0 and not next(params.labels or {}) then
+    return nil, "snapshot keep: a rule that keeps nothing; give --last, --daily or --label", "EINVAL"
+  end
+  return server.snapshots:keep(params.name, params)
+end
+
+function handlers.restore(server, params)
+  return told(branches.restore(server, params))
+end
+
+handlers.rollback = with(sandbox_of, function(sandbox, params)
+  return told(branches.rollback(sandbox, params.snapshot))
+end)
+
+handlers.fork = branches.fork
+
+handlers.promote = with(sandbox_of, function(sandbox)
+  return told(branches.promote(sandbox))
+end)
+
+handlers.freeze = with(sandbox_of, function(sandbox)
+  local ok, message, code = sandbox:freeze()
+  return told(ok and sandbox, message, code)
+end)
+
+handlers.wake = with(running, told)
 
 -- A job on images, whose lines of progress go to the connection that asked for it.
 local function job(run)

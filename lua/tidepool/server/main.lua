@@ -19,6 +19,7 @@ local images = require("tidepool.server.images")
 local log = require("tidepool.server.log")
 local sandboxes = require("tidepool.server.sandboxes")
 local secrets = require("tidepool.server.secrets")
+local snapshots = require("tidepool.server.snapshots")
 local spawner = require("tidepool.server.spawner")
 local state = require("tidepool.server.state")
 local storage = require("tidepool.server.storage")
@@ -36,7 +37,7 @@ local DESCRIPTORS = 524288 -- five a sandbox, one a client
 function Server:info()
   local running = 0
   for _, sandbox in pairs(self.sandboxes) do
-    if sandbox.state == "running" then
+    if sandbox.run then
       running = running + 1
     end
   end
@@ -343,7 +344,7 @@ local function adopt(self, copied)
   local tasks, in_use = {}, copied and {} or egress_pool.bases(self.state.db)
   for _, row in ipairs(rows) do
     row.copied = copied
-    if row.run and row.run.base and row.state == "running" and not copied then
+    if row.run and row.run.base and (row.state == "running" or row.state == "frozen") and not copied then
       in_use[#in_use + 1] = row.run.base
     end
   end
@@ -359,6 +360,10 @@ local function adopt(self, copied)
   if not ok then
     return nil, message, code
   end
+  self.snapshots, message, code = snapshots.open(self)
+  if not self.snapshots then
+    return nil, message, code
+  end
   for i, row in ipairs(rows) do
     tasks[i] = function()
       local adopted, why = xpcall(sandboxes.adopt, debug.traceback, self, row)
@@ -371,9 +376,9 @@ local function adopt(self, copied)
   self.egress:reconcile()
   local remaining = {}
   for _, sandbox in pairs(self.sandboxes) do
-    remaining[#remaining + 1] = sandbox.id
+    remaining[#remaining + 1] = sandbox.root
   end
-  self.storage:reconcile(remaining)
+  self.storage:reconcile(remaining, self.snapshots:ids())
   return true
 end
 

@@ -150,7 +150,7 @@ function processes.count_running(sandbox)
       count = count + 1
     end
   end
-  return sandbox.state == "running" and count or 0
+  return sandbox.run and count or 0
 end
 
 --- The process a client means by a name or number | nil, message, "ENOPROCESS".
@@ -239,6 +239,7 @@ local function set_deadline(process, seconds)
   if process.cancel_deadline or process.kind then
     return
   end
+  process.deadline = now() + seconds
   process.cancel_deadline = async.after(seconds, function()
     process.cancel_deadline = nil
     process.timed_out = true
@@ -365,7 +366,7 @@ end
 -- now; `deadline`: seconds from the process's start, of which an earlier server may have seen some.
 function processes.wait(process, timeout, deadline)
   if deadline then
-    set_deadline(process, math.max(0, deadline - math.max(0, now() - process.started)))
+    set_deadline(process, math.max(0, deadline - math.max(0, now() - process.started - (process.paused or 0))))
   end
   local ok, _, code = process.exited:wait(timeout)
   if not ok and code == "ETIMEDOUT" then
@@ -454,6 +455,31 @@ local function from_listing(entry)
     tty = entry.tty,
     started = entry.started,
   }
+end
+
+--- The sandbox stands still: so does the time that its processes may run.
+function processes.pause(sandbox)
+  for _, process in pairs(sandbox.processes.by_id) do
+    if process.cancel_deadline then
+      process.cancel_deadline()
+      process.cancel_deadline = nil
+      process.time_left = math.max(0, process.deadline - now())
+    end
+  end
+end
+
+--- It goes on, after so many seconds.
+function processes.resume(sandbox, seconds)
+  for _, process in pairs(sandbox.processes.by_id) do
+    process.paused = (process.paused or 0) + seconds
+    if process.time_left then
+      set_deadline(process, process.time_left)
+      process.time_left = nil
+    end
+  end
+  for key, moment in pairs(sandbox.run.deadlines or {}) do
+    sandbox.run.deadlines[key] = moment + seconds
+  end
 end
 
 --- Takes over the processes that init has: those that an earlier server left running, and after a broken

@@ -9,12 +9,14 @@ local container = require("tidepool.server.container")
 local core = require("tidepool.core")
 local egress = require("tidepool.server.egress")
 local egress_policies = require("tidepool.server.egress_policies")
+local freezer = require("tidepool.server.freezer")
 local host = require("tidepool.server.host")
 local link = require("tidepool.server.link")
 local log = require("tidepool.server.log")
 local processes = require("tidepool.server.processes")
 local random = require("tidepool.random")
 local spill = require("tidepool.server.spill")
+local step = require("tidepool.server.step")
 local verbs = require("tidepool.verbs")
 
 local sandboxes = {}
@@ -51,6 +53,9 @@ local function new(server, row)
     state = row.state,
     reason = row.reason,
     run = row.run,
+    root = row.root or tostring(row.id), -- the directory of its files, in storage
+    parent = row.parent, -- the snapshot that they continue
+    branch_of = row.branch_of, -- the sandbox whose name it may take
     egress = egress.new(row),
     lock = async.lock(),
     gone = async.event(), -- set when the present run has ended
@@ -87,9 +92,10 @@ local function record_fact(self, state, reason, run)
   async.after(REWRITE, again)
 end
 
---- The name of its cgroup, hostname and directories: the id, since names are used again.
+-- The name of its cgroups: by the id, since names are used again; and kept with the run, since a branch
+-- that is promoted changes its name.
 local function key(self)
-  return ("%d-%s"):format(self.id, self.name)
+  return self.run and self.run.key or ("%d-%s"):format(self.id, self.name)
 end
 
 local function limits(self)
@@ -114,6 +120,7 @@ local function ended(self, reason)
     self.watch:close()
     self.watch = nil
   end
+  freezer.forget(self)
   if self.pidfd then
     self.pidfd:close()
     self.pidfd = nil
@@ -214,13 +221,34 @@ end
 -- Sets its disk limit, in the background of a start: within milliseconds, and anew with each run and
 -- each server, so that no kill in between leaves a sandbox without one.
 local function limit_disk(self)
-  local limited, message, code = self.server.storage:limit(self.id, self.spec.disk)
+  local limited, message, code = self.server.storage:limit(self.root, self.spec.disk)
   if limited or code == "ENOTSUP" or self.destroyed or self.state == "destroying" then
     self.disk_unenforced = nil -- what the storage can't do at all it tells by itself
     return
   end
   self.disk_unenforced = "disk limit: " .. message
   log.error("disk_limit_failed", { sandbox = self.name, message = message, code = code })
+end
+
+-- What there is to do once init runs. Called with the lock held.
+local function begin(self, made)
+  async.spawn(limit_disk, self)
+  self.pidfd = made.pidfd
+  self.run.pid, self.run.start_time = made.pid, host.start_time(made.pid)
+  self.run.steering = made.steering.mode
+  watch(self, made.pid)
+  local attaching = egress.begin(self, made.steering)
+  local ok, message, code = connect(self)
+  attaching:join() -- without it the sandbox runs and is refused everything
+  if ok then
+    -- What isn't written down must not be acknowledged: the next server would end it.
+    ok, message, code = record(self, "running", nil, self.run)
+  end
+  if not ok then
+    end_run(self, 0, "start failed: " .. message)
+    return nil, message, code
+  end
+  return true
 end
 
 --- Starts it from its files. Called with the lock held, in state creating or stopped.
@@ -232,7 +260,9 @@ local function start(self)
   end
   local nonce = random.hex(16)
   local recorded
-  recorded, message, code = record(self, "starting", nil, { base = base, nonce = nonce, boot_id = host.boot_id() })
+  recorded, message, code = record(self, "starting", nil, {
+    base = base, nonce = nonce, boot_id = host.boot_id(), key = key(self),
+  })
   if not recorded then
     server.ids:release(base)
     return nil, message, code
@@ -246,7 +276,7 @@ local function start(self)
   made, message, code = container.start(server.spawners, {
     name = self.name,
     hostname = self.name,
-    root = server.storage:path(self.id),
+    root = server.storage:path(self.root),
     range = { base = base, count = 65536 },
     cgroups = server.cgroups,
     cgroup = key(self),
@@ -264,24 +294,7 @@ local function start(self)
   end
 
   server:expect_exit(made.pid)
-  async.spawn(limit_disk, self)
-  self.pidfd = made.pidfd
-  self.run.pid, self.run.start_time = made.pid, host.start_time(made.pid)
-  self.run.steering = made.steering.mode
-  watch(self, made.pid)
-  local attaching = egress.begin(self, made.steering)
-  local ok
-  ok, message, code = connect(self)
-  attaching:join() -- without it the sandbox runs and is refused everything
-  if ok then
-    -- What isn't written down must not be acknowledged: the next server would end it.
-    ok, message, code = record(self, "running", nil, self.run)
-  end
-  if not ok then
-    end_run(self, 0, "start failed: " .. message)
-    return nil, message, code
-  end
-  return true
+  return begin(self, made)
 end
 
 local function resolve_limits(params)
@@ -304,7 +317,7 @@ local function unmake(self)
     return nil, message, code
   end
   local deleted
-  deleted, message, code = self.server.storage:delete(self.id)
+  deleted, message, code = self.server.storage:delete(self.root)
   if not deleted and code ~= "ENOENT" then
     return nil, message, code
   end
@@ -314,9 +327,51 @@ local function unmake(self)
   if not removed then
     return nil, message, code
   end
-  self.server.sandboxes[self.name] = nil
+  if self.server.sandboxes[self.name] == self then
+    self.server.sandboxes[self.name] = nil
+  end
   self.destroyed = true
   return true
+end
+
+--- Makes a sandbox and starts it: all or nothing. wanted: name, image, spec, policies (a checked chain),
+-- files(id), which makes its files and returns their path | nil, message, code; of one that begins with
+-- another's files also parent, the snapshot that they continue, branch_of, and names, of its egress.
+-- The name is free, and taken from here on.
+function sandboxes.make(server, wanted)
+  local created, kept = os.time(), { policies = wanted.policies, revision = 1 }
+  local id, message, code = server.state:add_sandbox(wanted.name, wanted.image, wanted.spec, created, kept, wanted)
+  if not id then
+    return nil, message, code
+  end
+  local self = new(server, {
+    id = id, name = wanted.name, image = wanted.image, spec = wanted.spec, created = created, state = "creating",
+    egress = kept, parent = wanted.parent, branch_of = wanted.branch_of,
+  })
+  server.sandboxes[wanted.name] = self
+  step("sandbox_recorded")
+
+  return self.lock:with(function()
+    local ok
+    if wanted.names then
+      server.state:add_names(id, wanted.names)
+    end
+    ok, message, code = wanted.files(id)
+    step("files_made")
+    if ok then
+      ok, message, code = start(self)
+    end
+    if ok then
+      log.info("sandbox_created", { sandbox = self.name, id = id, image = wanted.image })
+      return self
+    end
+    log.error("create_failed", { sandbox = self.name, message = message, code = code })
+    local unmade, complaint = unmake(self)
+    if not unmade then
+      log.error("unmake_failed", { sandbox = self.name, message = complaint })
+    end
+    return nil, message, code
+  end)
 end
 
 --- Makes and starts a new sandbox. "EEXIST" when the name is taken, "ENOIMAGE".
@@ -345,36 +400,17 @@ function sandboxes.create(server, params)
   end
   local spec = resolve_limits(params)
   spec.machine_id, spec.key = random.hex(16), params.key
-  local created = os.time()
-  local id
-  local kept = { policies = chain, revision = 1 }
-  id, message, code = server.state:add_sandbox(params.name, params.image, spec, created, kept)
-  if not id then
+  local self
+  self, message, code = sandboxes.make(server, {
+    name = params.name, image = params.image, spec = spec, policies = chain,
+    files = function(id)
+      return server.storage:create(id, params.image)
+    end,
+  })
+  if not self then
     return nil, "create " .. params.name .. ": " .. message, code
   end
-  local self = new(server, {
-    id = id, name = params.name, image = params.image, spec = spec, created = created, state = "creating", egress = kept,
-  })
-  server.sandboxes[params.name] = self
-
-  return self.lock:with(function()
-    local path
-    path, message, code = server.storage:create(id, params.image)
-    if path then
-      local ok
-      ok, message, code = start(self)
-      if ok then
-        log.info("sandbox_created", { sandbox = self.name, id = id, image = params.image })
-        return self
-      end
-    end
-    log.error("create_failed", { sandbox = self.name, message = message, code = code })
-    local unmade, complaint = unmake(self)
-    if not unmade then
-      log.error("unmake_failed", { sandbox = self.name, message = complaint })
-    end
-    return nil, "create " .. params.name .. ": " .. message, code
-  end)
+  return self
 end
 
 --- The sandbox of that name, running: started when it is stopped, made when absent.
@@ -395,6 +431,42 @@ function sandboxes.open(server, params)
   return self, false
 end
 
+-- Lets a frozen one go on. One that an earlier server froze has no link yet.
+local function thaw(self)
+  if self.state ~= "frozen" then
+    return true
+  end
+  local ok, message, code = freezer.thaw(self)
+  if not ok or self.link then
+    return ok, message, code
+  end
+  ok, message = connect(self)
+  if ok then
+    ok, message = processes.adopt(self)
+  end
+  if not ok then
+    return end_run(self, 0, "init does not answer: " .. message)
+  end
+  return true
+end
+
+--- Whether it stands still until somebody asks something of it.
+function Sandbox:asleep()
+  return self.state == "frozen"
+end
+
+--- Makes all its processes stand still: true, also when they do; "ESTOPPED" when it doesn't run.
+function Sandbox:freeze()
+  return self.lock:with(function()
+    if self.state == "frozen" then
+      return true
+    elseif self.state ~= "running" then
+      return nil, "sandbox is not running: " .. self.name, "ESTOPPED"
+    end
+    return freezer.freeze(self)
+  end)
+end
+
 --- Makes sure that it runs.
 function Sandbox:wake()
   if self.state == "running" and self.link and not self.link:is_closed() then
@@ -404,7 +476,10 @@ function Sandbox:wake()
     if self.destroyed then
       return nil, "sandbox was destroyed: " .. self.name, "ENOSANDBOX"
     end
-    local ok, message, code = mend(self)
+    local ok, message, code = thaw(self)
+    if ok then
+      ok, message, code = mend(self)
+    end
     if not ok then
       return nil, message, code
     elseif self.state == "running" then
@@ -439,6 +514,9 @@ end
 --- Ends all its processes: TERM, `grace` seconds, KILL. Files stay.
 function Sandbox:stop(grace)
   return self.lock:with(function()
+    if grace > 0 then
+      thaw(self) -- so that it can end in good order; a KILL reaches frozen ones, too
+    end
     return end_run(self, grace, "stopped by request")
   end)
 end
@@ -461,6 +539,15 @@ function Sandbox:destroy()
   end)
 end
 
+--- The name that the sandbox of this id has now, if there is one.
+function sandboxes.name_of(server, id)
+  for name, sandbox in pairs(server.sandboxes) do
+    if sandbox.id == id then
+      return name
+    end
+  end
+end
+
 --- What a client is told about it. `deep`: usage too, which reads the kernel's counters.
 function Sandbox:info(deep)
   local info = {
@@ -477,10 +564,12 @@ function Sandbox:info(deep)
     processes = processes.count_running(self),
     egress = egress.names(self),
   }
+  info.parent = self.parent and self.server.snapshots:address(self.parent) or nil
+  info.branch_of = self.branch_of and sandboxes.name_of(self.server, self.branch_of) or nil
   if deep then
     info.pid = self.run and self.run.pid
-    info.usage = self.state == "running" and cgroup.usage(self.server.cgroups, key(self)) or {}
-    info.usage.disk = self.server.storage:usage(self.id)
+    info.usage = self.run and cgroup.usage(self.server.cgroups, key(self)) or {}
+    info.usage.disk = self.server.storage:usage(self.root)
     info.unenforced = {}
     for _, reasons in ipairs({ self.server.cgroups.unenforced, self.server.storage.unenforced, { self.disk_unenforced } }) do
       for _, reason in ipairs(reasons) do
@@ -515,6 +604,74 @@ function Sandbox:leaf_group(name)
   return key(self) .. "/" .. name
 end
 
+-- For those who lead a part of its life: freezer.lua, snapshots.lua, branches.lua.
+Sandbox.key, Sandbox.record, Sandbox.record_fact = key, record, record_fact
+Sandbox.limits, Sandbox.release, Sandbox.connect, Sandbox.begin, Sandbox.end_run = limits, release, connect, begin, end_run
+
+--- Its files are others from now on, in the directory `root` of storage, and continue the snapshot `parent`.
+-- It does not run. Called with its lock held.
+function Sandbox:replace_files(root, parent)
+  local ok, message, code = self.server.state:set_root(self.id, root, parent)
+  if not ok then
+    return nil, message, code
+  end
+  local old = self.root
+  self.root, self.parent = root, parent
+  step("files_replaced")
+  self.server.storage:delete(old) -- what fails here is swept at the next start
+  return true
+end
+
+--- Takes the name `name`; the sandbox that has it, `old`, is destroyed. One step in the database: a server
+-- that is killed leaves the one or the other. Called with both locks held.
+function Sandbox:take_name(name, old)
+  local server, former = self.server, self.name
+  local ok, message, code = server.state:replace_sandbox(old and old.id, self.id, name)
+  if not ok then
+    return nil, message, code
+  end
+  server.sandboxes[former], server.sandboxes[name] = nil, self
+  self.name, self.branch_of = name, nil
+  log.info("sandbox_promoted", { sandbox = name, id = self.id, former = former })
+  step("name_taken")
+  if old then
+    old.name = "~" .. old.id
+    end_run(old, 0, "another branch took its place")
+    unmake(old)
+  end
+  return true
+end
+
+--- Ends its run and gives it other files, made by files(root), which returns their path | nil, message, code;
+-- a sandbox that ran is started again. What fails leaves it with the files it had.
+function Sandbox:rollback(parent, files)
+  return self.lock:with(function()
+    if self.destroyed then
+      return nil, "sandbox was destroyed: " .. self.name, "ENOSANDBOX"
+    end
+    local root = ("%d.%s"):format(self.id, random.hex(4))
+    local ok, message, code = files(root)
+    if not ok then
+      return nil, message, code
+    end
+    step("rollback_made")
+    local ran = self.run ~= nil
+    ok, message, code = end_run(self, 0, "rolled back")
+    if ok then
+      ok, message, code = self:replace_files(root, parent)
+    end
+    if not ok then
+      self.server.storage:delete(root)
+      return nil, message, code
+    end
+    log.info("sandbox_rolled_back", { sandbox = self.name, snapshot = parent })
+    if ran then
+      return start(self)
+    end
+    return true
+  end)
+end
+
 local function adopt_running(self)
   local run = self.run
   if not run then
@@ -528,6 +685,15 @@ local function adopt_running(self)
     return nil, "init ended while no server ran"
   end
   self.pidfd = pidfd
+  if self.state == "frozen" and freezer.adopt(self) then
+    watch(self, run.pid)
+    async.spawn(limit_disk, self)
+    egress.adopt(self)
+    return true
+  end
+  -- A snapshot that was being taken has frozen it, or its thaw was not written down.
+  cgroup.thaw(self.server.cgroups, key(self))
+  self.state, run.frozen = "running", nil
   local ok, message = connect(self)
   if not ok then
     -- A namespace takes a moment to die.
@@ -547,11 +713,11 @@ function sandboxes.adopt(server, row)
   if row.damaged then
     log.error("row_damaged", { sandbox = self.name })
   end
-  if row.copied and (row.state == "running" or row.state == "starting") then
+  if row.copied and (row.state == "running" or row.state == "frozen" or row.state == "starting") then
     -- What runs belongs to the server of the original.
     self.run = nil
     record_fact(self, "stopped", "the state directory was copied or restored", nil)
-  elseif row.state == "running" then
+  elseif row.state == "running" or row.state == "frozen" then
     local ok, reason = adopt_running(self)
     if ok then
       log.info("sandbox_adopted", { sandbox = self.name, pid = self.run.pid })

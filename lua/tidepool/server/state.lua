@@ -1,7 +1,7 @@
---- What must survive the server: sandboxes, images, their egress and the secrets, in SQLite.
+--- What must survive the server: sandboxes, snapshots, images, their egress and the secrets, in SQLite.
 --
--- What storage has too much after a power cut is swept at the next start. The tables of secrets and of
--- egress processes are read and written by their own modules, through `state.db`.
+-- What storage has too much after a power cut is swept at the next start. The tables of snapshots, of
+-- secrets and of egress processes are read and written by their own modules, through `state.db`.
 local cjson = require("cjson")
 local database = require("tidepool.server.database")
 
@@ -18,7 +18,7 @@ local MIGRATIONS = {
     [[CREATE TABLE sandboxes (
         id INTEGER PRIMARY KEY AUTOINCREMENT,
         name TEXT NOT NULL UNIQUE,
-        state TEXT NOT NULL,          -- creating, starting, running, stopped, destroying
+        state TEXT NOT NULL,          -- creating, starting, running, frozen, stopped, destroying
         reason TEXT,                  -- why it is stopped
         image TEXT NOT NULL,
         spec TEXT NOT NULL,           -- JSON: type, limits, env, labels
@@ -55,6 +55,27 @@ local MIGRATIONS = {
         pid INTEGER NOT NULL, start_time INTEGER NOT NULL, boot_id TEXT NOT NULL,
         base INTEGER NOT NULL,        -- its user and group id
         key TEXT                      -- whom it serves, by the setting of how many there are
+      )]],
+  },
+  {
+    [[ALTER TABLE sandboxes ADD COLUMN root TEXT]], -- the directory of its files in the pool; NULL: its id
+    [[ALTER TABLE sandboxes ADD COLUMN parent INTEGER]], -- the snapshot that its files continue
+    [[ALTER TABLE sandboxes ADD COLUMN branch_of INTEGER]], -- the sandbox whose name it may take
+    [[CREATE TABLE snapshots (
+        id INTEGER PRIMARY KEY AUTOINCREMENT, -- its directory in the pool, too
+        sandbox TEXT NOT NULL,        -- the sandbox's name at that time
+        sandbox_id INTEGER NOT NULL,
+        label TEXT NOT NULL,
+        parent INTEGER,               -- the snapshot before it
+        state TEXT NOT NULL,          -- creating, ready
+        image TEXT NOT NULL,
+        spec TEXT NOT NULL,           -- JSON, of the sandbox
+        egress TEXT,                  -- JSON, of the sandbox
+        labels TEXT NOT NULL,         -- JSON
+        memory INTEGER NOT NULL,      -- 1: with its processes
+        created REAL NOT NULL,
+        pause REAL, total REAL,       -- seconds that it took
+        UNIQUE (sandbox, label)
       )]],
   },
 }
@@ -94,11 +115,13 @@ local function decode_sandbox(row)
   return row
 end
 
---- Makes a sandbox's row in state "creating"; returns its id | nil, message, code.
-function State:add_sandbox(name, image, spec, created, egress)
+--- Makes a sandbox's row in state "creating"; returns its id | nil, message, code. `origin`: of one that
+-- begins with a snapshot's or another sandbox's files, { parent = snapshot id, branch_of = sandbox id }.
+function State:add_sandbox(name, image, spec, created, egress, origin)
+  origin = origin or {}
   local ok, message, code = self.db:execute(
-    "INSERT INTO sandboxes (name, state, image, spec, created, egress) VALUES (?, 'creating', ?, ?, ?, ?)",
-    name, image, cjson.encode(spec), created, egress and cjson.encode(egress) or nil)
+    "INSERT INTO sandboxes (name, state, image, spec, created, egress, parent, branch_of) VALUES (?, 'creating', ?, ?, ?, ?, ?, ?)",
+    name, image, cjson.encode(spec), created, egress and cjson.encode(egress) or nil, origin.parent, origin.branch_of)
   if not ok then
     return nil, message, code
   end
@@ -114,6 +137,26 @@ end
 function State:set_sandbox(id, new_state, reason, run)
   return self.db:execute("UPDATE sandboxes SET state = ?, reason = ?, run = ? WHERE id = ?",
     new_state, reason, run and cjson.encode(run) or nil, id)
+end
+
+--- Records that a sandbox's files are in another directory of the pool, and which snapshot they continue.
+function State:set_root(id, root, parent)
+  return self.db:execute("UPDATE sandboxes SET root = ?, parent = ? WHERE id = ?", root, parent, id)
+end
+
+--- Gives the name of one sandbox to another in one step; the first is then being destroyed, nameless.
+function State:replace_sandbox(old, new, name)
+  return self.db:transaction(function()
+    local ok, message, code = true, nil, nil
+    if old then
+      ok, message, code = self.db:execute(
+        "UPDATE sandboxes SET name = '~' || id, state = 'destroying' WHERE id = ?", old)
+    end
+    if ok then
+      ok, message, code = self.db:execute("UPDATE sandboxes SET name = ?, branch_of = NULL WHERE id = ?", name, new)
+    end
+    return ok and true, message, code
+  end)
 end
 
 function State:set_egress(id, egress)
@@ -142,7 +185,7 @@ end
 
 function State:sandboxes()
   local list, message, code = self.db:rows(
-    "SELECT id, name, state, reason, image, spec, created, run, egress, ca FROM sandboxes ORDER BY id")
+    "SELECT id, name, state, reason, image, spec, created, run, egress, ca, root, parent, branch_of FROM sandboxes ORDER BY id")
   if not list then
     return nil, message, code
   end

@@ -4,9 +4,9 @@
 -- plan of the spawners'. The pool is an image file in the state directory, mounted in the server's own
 -- mount namespace, or the state directory itself where it is on btrfs. In it:
 --   images/NAME/root     a read-only subvolume          sandboxes/ID/root   a writable snapshot of one
---   staging/RANDOM/root  an image that is being made    snapshots/NAME/root a read-only snapshot
+--   staging/RANDOM/root  an image that is being made    snapshots/ID/root   a read-only snapshot
 --   warm/IMAGE/N/root    roots made ahead               trash/              what is being deleted
--- The directory around each root is what is renamed: one rename is all or nothing, and a read-only
+-- (ID of a sandbox: after a rollback, ID.RANDOM.) The directory around each root is what is renamed: one rename is all or nothing, and a read-only
 -- subvolume can't be moved itself.
 local uv = require("luv")
 local async = require("tidepool.async")
@@ -18,6 +18,7 @@ local BTRFS = 0x9123683E
 local MiB = 1048576
 local LEAST = 192 * MiB -- of a new pool; mkfs.btrfs needs 114
 local ROOM = 16 * MiB -- of the host's disk, below which nothing new is made
+local FREEZE_LIMIT = 2000 -- milliseconds until all of a sandbox must stand still
 local directories = { "images", "sandboxes", "staging", "snapshots", "warm", "trash" }
 
 --- Roots made ahead of need for each image: a snapshot takes milliseconds, a rename does not.
@@ -327,18 +328,79 @@ function Storage:delete(id)
   return discard(self, join(self, "sandboxes", tostring(id)))
 end
 
---- A read-only snapshot of a sandbox's root under a name. Dirty data is flushed first, inline.
-function Storage:snapshot(id, name)
-  local target = join(self, "snapshots", name)
-  local ok, message, code = self.spawners:execute(snapshot_steps(self:path(id), target, true))
-  if not ok then
+-- A read-only snapshot in a new directory: its root's path, and how long the group stood still, in
+-- seconds. What was dirty is written before the freeze, so that little is left to flush within it.
+local function take(self, source, directory, group)
+  local plan = snapshot_steps(source, directory, true)
+  if group then
+    local synced, message, code = self.spawners:execute({ { "sync", self.path_ } }, nil, true)
+    if not synced then
+      return nil, message, code
+    end
+    table.insert(plan, 2, { "freeze", group, FREEZE_LIMIT })
+    plan[#plan + 1] = { "thaw", group }
+  end
+  local answer, message, code = self.spawners:execute(plan)
+  if answer then
+    return directory .. "/root", (answer.values[2] or 0) / 1e9
+  end
+  if code == "ECONNRESET" then -- a spawner that was killed may have left both
+    if group then
+      self.spawners:execute({ { "thaw", group } })
+    end
+    discard(self, directory)
+  end
+  return nil, message, code
+end
+
+--- A read-only snapshot of a sandbox's root under a name. `group`: the cgroup of one that runs, which
+-- is frozen for that moment. Returns its root's path, and for how many seconds it was frozen.
+function Storage:snapshot(id, name, group)
+  return take(self, self:path(id), self:snapshot_directory(name), group)
+end
+
+--- The same for a moment only, for others to be made from: { path =, directory = } | nil, message, code.
+function Storage:stage_snapshot(id, group)
+  local directory = join(self, "staging", "snapshot-" .. random.hex(8))
+  local path, message, code = take(self, self:path(id), directory, group)
+  if not path then
     return nil, message, code
   end
-  return target .. "/root"
+  return { path = path, directory = directory }
+end
+
+--- Deletes what was staged.
+function Storage:abort_snapshot(stage)
+  return discard(self, stage.directory)
+end
+
+function Storage:snapshot_directory(name)
+  return join(self, "snapshots", tostring(name))
 end
 
 function Storage:remove_snapshot(name)
-  return discard(self, join(self, "snapshots", name))
+  return discard(self, self:snapshot_directory(name))
+end
+
+--- Makes the root of a sandbox from another root, read-only or not. Returns its path.
+function Storage:clone(id, source)
+  local ok, message, code = self.spawners:execute(snapshot_steps(source, join(self, "sandboxes", tostring(id)), false))
+  if not ok then
+    return nil, message, code
+  end
+  return self:path(id)
+end
+
+--- Bytes that a snapshot owns alone | nil, message, "ENOTSUP" without simple quotas.
+function Storage:snapshot_usage(name)
+  if not self.quota then
+    return nil, self.unenforced[1], "ENOTSUP"
+  end
+  local answer, message, code = self.spawners:execute({ { "usage", self:snapshot_directory(name) .. "/root" } })
+  if not answer then
+    return nil, message, code
+  end
+  return answer.values[1]
 end
 
 --- Bytes on disk that a sandbox has added to its image | nil, message, "ENOTSUP" without simple quotas.
@@ -410,18 +472,25 @@ local function sweep(self, kind, keep)
   end
 end
 
---- Deletes what an earlier server left half-made, and the roots of sandboxes that are not in `known`, a
--- list of ids. At the start, before anything else is made.
-function Storage:reconcile(known)
-  local keep = {}
-  for _, id in ipairs(known) do
-    keep[tostring(id)] = true
+local function set_of(list)
+  local set = {}
+  for _, name in ipairs(list) do
+    set[tostring(name)] = true
   end
+  return set
+end
+
+--- Deletes what an earlier server left half-made, and the roots of sandboxes and the snapshots that are
+-- not among the known, lists of names of their directories. At the start, before anything else is made.
+function Storage:reconcile(known, snapshots)
   for _, name in ipairs(names(join(self, "trash"))) do
     empty(self, join(self, "trash", name))
   end
   sweep(self, "staging", {})
-  sweep(self, "sandboxes", keep)
+  sweep(self, "sandboxes", set_of(known))
+  if snapshots then
+    sweep(self, "snapshots", set_of(snapshots))
+  end
   for _, image in ipairs(names(join(self, "warm"))) do
     for _, name in ipairs(names(join(self, "warm", image))) do
       discard(self, join(self, "warm", image, name))

@@ -1,0 +1,99 @@
+--- snapshot create, ls, rm, diff, keep; restore, rollback, fork, promote, freeze, wake: how they are shown.
+local format = require("tidepool.cli.format")
+
+local function milliseconds(seconds)
+  return seconds and ("%.1f ms"):format(seconds * 1000) or "-"
+end
+
+local function show_snapshot(info)
+  return ("%s\nfrozen for %s of %s\n"):format(format.clean(info.snapshot), milliseconds(info.pause), milliseconds(info.total))
+end
+
+-- Children below their parents, each by age; indented where there are several, since a chain may be long.
+local function as_tree(list)
+  local children, known, rows = {}, {}, {}
+  for _, info in ipairs(list) do
+    known[info.snapshot] = true
+  end
+  for _, info in ipairs(list) do
+    local above = info.parent and known[info.parent] and info.parent or ""
+    children[above] = children[above] or {}
+    table.insert(children[above], info)
+  end
+  local stack = { { children[""] or {}, 1, 0 } }
+  while #stack > 0 do
+    local top = stack[#stack]
+    local info = top[1][top[2]]
+    top[2] = top[2] + 1
+    if not info then
+      stack[#stack] = nil
+    else
+      rows[#rows + 1] = { info = info, depth = top[3] }
+      local below = children[info.snapshot] or {}
+      stack[#stack + 1] = { below, 1, top[3] + (#below > 1 and 1 or 0) }
+    end
+  end
+  return rows
+end
+
+local function labels_of(info)
+  local list = {}
+  for key, value in pairs(info.labels or {}) do
+    list[#list + 1] = key .. "=" .. value
+  end
+  table.sort(list)
+  return table.concat(list, ",")
+end
+
+local function show_list(list)
+  return format.table({
+    { "SNAPSHOT", function(row) return ("  "):rep(row.depth) .. row.info.snapshot end },
+    { "PARENT", function(row) return row.info.parent end },
+    { "ALONE", function(row) return format.size(row.info.size) end },
+    { "CREATED", function(row) return format.ago(row.info.created) end },
+    { "MEMORY", function(row) return row.info.memory and "yes" or "no" end },
+    { "LABELS", function(row) return labels_of(row.info) end },
+  }, as_tree(list))
+end
+
+local function list_of(show)
+  return function(context, values, command)
+    local list, message, code = context:call(command, values)
+    if not list then
+      return context:fail(message, code)
+    end
+    return context:result(format.array(list), show)
+  end
+end
+
+local function lines(list)
+  local out = {}
+  for i, item in ipairs(list) do
+    out[i] = format.clean(item) .. "\n"
+  end
+  return table.concat(out)
+end
+
+local function names(list)
+  local out = {}
+  for i, info in ipairs(list) do
+    out[i] = info.name .. "\n"
+  end
+  return table.concat(out)
+end
+
+local function name_only(info)
+  return info.name .. "\n"
+end
+
+return {
+  { name = "snapshot create", show = show_snapshot },
+  { name = "snapshot ls", run = list_of(show_list) },
+  { name = "snapshot keep", run = list_of(lines) },
+  { name = "restore", show = name_only },
+  { name = "rollback", show = name_only },
+  { name = "fork", run = list_of(names) },
+  { name = "promote", show = name_only },
+  { name = "freeze", show = name_only },
+  { name = "wake", show = name_only },
+}

@@ -1,0 +1,265 @@
+--- Branches: sandboxes that begin with the files of another, or of a snapshot, and may take its name.
+--
+-- Runs in the server. A branch is a sandbox of its own: name, id, machine-id, hostname, cgroup, id range,
+-- certificate authority, and a bill from its own start; only its files, limits and policies are copies.
+local async = require("tidepool.async")
+local cjson = require("cjson")
+local random = require("tidepool.random")
+local sandboxes = require("tidepool.server.sandboxes")
+local snapshots = require("tidepool.server.snapshots")
+local step = require("tidepool.server.step")
+
+local branches = {}
+
+local NAME = 63 -- characters
+
+-- What a new sandbox takes over of a source: { image, spec, egress }.
+local function inherit(source, key)
+  local spec = cjson.decode(cjson.encode(source.spec)) -- a copy
+  spec.machine_id, spec.key = random.hex(16), key
+  return spec
+end
+
+local function make(server, name, source, key)
+  return sandboxes.make(server, {
+    name = name,
+    image = source.image,
+    spec = inherit(source, key),
+    policies = source.policies,
+    names = source.names,
+    parent = source.parent,
+    branch_of = source.branch_of,
+    files = function(id)
+      return server.storage:clone(id, source.path)
+    end,
+  })
+end
+
+local function of_snapshot(server, record)
+  local living = server.sandboxes[record.sandbox]
+  return {
+    path = record.directory .. "/root",
+    image = record.image,
+    spec = record.spec,
+    policies = record.egress and record.egress.policies,
+    names = server.state:names(record.sandbox_id),
+    parent = record.id,
+    branch_of = living and living.id or nil,
+    name = record.sandbox,
+  }
+end
+
+--- A sandbox made again by a request whose key it has: the request was sent again.
+local function made_before(server, name, key)
+  local taken = server.sandboxes[name]
+  return taken and key and taken.spec.key == key and taken or nil
+end
+
+--- Makes a sandbox of a snapshot and starts it. "EEXIST": the name is taken. params: snapshot, name, key.
+function branches.restore(server, params)
+  local record, message, code = server.snapshots:get(params.snapshot)
+  if not record then
+    return nil, message, code
+  end
+  local before = made_before(server, params.name, params.key)
+  if before then
+    return before
+  elseif server.sandboxes[params.name] then
+    return nil, ("sandbox exists: %s (`rollback %s %s` puts the snapshot in its place)"):format(
+      params.name, params.name, params.snapshot), "EEXIST"
+  end
+  local room
+  room, message, code = server.storage:room()
+  if not room then
+    return nil, message, code
+  end
+  local made
+  made, message, code = make(server, params.name, of_snapshot(server, record), params.key)
+  if not made then
+    return nil, ("restore %s as %s: %s"):format(params.snapshot, params.name, message), code
+  end
+  return made
+end
+
+--- Puts a snapshot's files in the place of a sandbox's. One that ran is started again.
+function branches.rollback(sandbox, address)
+  local server = sandbox.server
+  local record, message, code = server.snapshots:get(address)
+  if not record then
+    return nil, message, code
+  end
+  local ok
+  ok, message, code = sandbox:rollback(record.id, function(root)
+    return server.storage:clone(root, record.directory .. "/root")
+  end)
+  if not ok then
+    return nil, ("rollback %s to %s: %s"):format(sandbox.name, address, message), code
+  end
+  return sandbox
+end
+
+-- NAME-1, NAME-2 ...: the first that nobody has. `taken`: by this same request.
+local function next_name(server, base, taken)
+  local number = 0
+  repeat
+    number = number + 1
+    local ending = "-" .. number
+    local name = base:sub(1, NAME - #ending) .. ending
+    if not server.sandboxes[name] and not taken[name] then
+      taken[name] = true
+      return name
+    end
+  until number > 1e6
+end
+
+-- What an earlier try of this request has made, by their number.
+local function earlier(server, key, count)
+  local found = {}
+  for _, sandbox in pairs(key and server.sandboxes or {}) do
+    for i = 1, count do
+      if sandbox.spec.key == key .. "/" .. i then
+        found[i] = sandbox
+      end
+    end
+  end
+  return found
+end
+
+-- All at once; one that fails unmakes the others.
+local function make_all(server, source, params)
+  local taken, tasks, names = {}, {}, {}
+  local made = earlier(server, params.key, params.count)
+  local failure
+  for i = 1, params.count do
+    names[i] = made[i] and made[i].name or next_name(server, source.name, taken)
+  end
+  for i = 1, params.count do
+    tasks[i] = function()
+      if made[i] then
+        return
+      end
+      local key = params.key and params.key .. "/" .. i
+      local one, message, code = make(server, names[i], source, key)
+      made[i] = one
+      failure = failure or not one and { message, code } or nil
+    end
+  end
+  async.all(tasks)
+  if failure then
+    for _, one in pairs(made) do
+      one:destroy()
+    end
+    return nil, unpack(failure)
+  end
+  local list = {}
+  for i, one in ipairs(made) do
+    list[i] = one:info(false)
+  end
+  return list
+end
+
+-- Of a sandbox's files in one instant, which nobody needs once the branches have them.
+local function fork_sandbox(sandbox, params)
+  local server = sandbox.server
+  local stage, message, code = sandbox.lock:with(function()
+    if sandbox.destroyed then
+      return nil, "sandbox was destroyed: " .. sandbox.name, "ENOSANDBOX"
+    end
+    return server.storage:stage_snapshot(sandbox.root, snapshots.group(sandbox))
+  end)
+  if not stage then
+    return nil, message, code
+  end
+  step("fork_staged")
+  local list
+  list, message, code = make_all(server, {
+    path = stage.path,
+    image = sandbox.image,
+    spec = sandbox.spec,
+    policies = sandbox.egress.policies,
+    names = server.state:names(sandbox.id),
+    parent = sandbox.parent,
+    branch_of = sandbox.id,
+    name = sandbox.name,
+  }, params)
+  step("forked")
+  async.spawn(server.storage.abort_snapshot, server.storage, stage)
+  return list, message, code
+end
+
+--- Makes `count` branches of a sandbox or a snapshot: a list of info | nil, message, code, with none made.
+-- params: source, "NAME" or "NAME@LABEL"; count; key.
+function branches.fork(server, params)
+  local list, message, code = server.storage:room()
+  if list then
+    if params.source:find("@", 1, true) then
+      local record
+      record, message, code = server.snapshots:get(params.source)
+      list = record and true
+      if record then
+        list, message, code = make_all(server, of_snapshot(server, record), params)
+      end
+    else
+      local sandbox = server.sandboxes[params.source]
+      if not sandbox then
+        return nil, "no such sandbox: " .. params.source, "ENOSANDBOX"
+      end
+      list, message, code = fork_sandbox(sandbox, params)
+    end
+  end
+  if not list then
+    return nil, ("fork %s: %s"):format(params.source, message), code
+  end
+  return list
+end
+
+-- Both locks, the older sandbox's first, so that two who want the same two don't wait for each other.
+local function with_both(one, other, fn)
+  if not other then
+    return one.lock:with(fn)
+  elseif other.id < one.id then
+    one, other = other, one
+  end
+  return one.lock:with(function()
+    return other.lock:with(fn)
+  end)
+end
+
+-- The sandbox that a branch may replace, and the name it may take | nil, message, code.
+local function replaced_by(branch)
+  local server = branch.server
+  if not branch.branch_of then
+    return nil, branch.name .. " is no branch of a sandbox", "EINVAL"
+  end
+  local name = sandboxes.name_of(server, branch.branch_of)
+  if not name then
+    return nil, ("the sandbox that %s is a branch of is gone, or another branch took its place"):format(branch.name), "ENOSANDBOX"
+  end
+  return name, server.sandboxes[name]
+end
+
+--- Makes a branch the sandbox of its parent's name, at once: that one is destroyed, and the branch goes on
+-- as it is, its processes too.
+function branches.promote(branch)
+  local name, parent, code = replaced_by(branch)
+  if not name then
+    return nil, "promote: " .. parent, code
+  end
+  local ok, message
+  ok, message, code = with_both(branch, parent, function()
+    local now, other, why = replaced_by(branch) -- meanwhile it may have been destroyed or replaced
+    if branch.destroyed then
+      return nil, "sandbox was destroyed: " .. branch.name, "ENOSANDBOX"
+    elseif not now then
+      return nil, other, why
+    end
+    return branch:take_name(now, other)
+  end)
+  if not ok then
+    return nil, "promote: " .. message, code
+  end
+  return branch
+end
+
+
+return branches
