@@ -48,6 +48,7 @@ bootstrap.packages = {
   { "docker-registry", "test", "a registry on loopback to pull from", service = "docker-registry" },
   { "mount", "test", "scratch machines for specs of pid 1 and of full disks" },
   { "zstd", "test", "compresses what is to be unpacked" },
+  { "umoci", "test", "unpacks exported snapshots, as others would" },
   { "xz-utils", "test", "likewise" },
   { "bzip2", "test", "likewise" },
   { "curl", "test", "asks the registry whether it is up" },

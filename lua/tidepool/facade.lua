@@ -143,6 +143,36 @@ function sandbox.snapshot.rm(snapshot)
   return get_client():call("snapshot_rm", { snapshot = snapshot })
 end
 
+--- Writes a snapshot to a file, as an OCI image: all of it, or the changes since another.
+---@param snapshot string NAME@LABEL
+---@param file string path on this host; what is there is replaced
+---@param options? { parent: string, compression: "zstd"|"gzip"|"none" } parent: NAME@LABEL
+---@param progress? tidepool.Progress
+---@return tidepool.ArchiveInfo?
+---@return string? message
+---@return string? code "ENOSNAPSHOT", "ENOENT", "ENOSPC"
+function sandbox.snapshot.export(snapshot, file, options, progress)
+  options = options or {}
+  return get_client():call("snapshot_export", {
+    snapshot = snapshot,
+    file = paths.absolute(file), -- the server stands elsewhere
+    parent = options.parent,
+    compression = options.compression,
+  }, nil, progress)
+end
+
+--- Makes a snapshot of an exported one, or of any OCI image or docker-archive. Begun again after an end of
+-- the server, it continues.
+---@param file string path on this host
+---@param snapshot string NAME@LABEL of the new one
+---@param progress? tidepool.Progress
+---@return tidepool.SnapshotInfo?
+---@return string? message
+---@return string? code "EEXIST", "EBADMSG" (damaged or hostile), "ENOPARENT" (it holds changes to one that isn't here)
+function sandbox.snapshot.import(file, snapshot, progress)
+  return get_client():call("snapshot_import", { file = paths.absolute(file), snapshot = snapshot }, nil, progress)
+end
+
 --- The server, started when none runs.
 ---@return tidepool.ServerInfo?
 ---@return string? message

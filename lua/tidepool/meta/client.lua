@@ -102,6 +102,15 @@
 ---@field total? number seconds that it took
 ---@field size? integer bytes that it owns alone (ls only, where storage counts them)
 
+---@class tidepool.ArchiveInfo
+---@field file string
+---@field size integer bytes of the file
+---@field digest string of the image's manifest, "sha256:..."
+---@field layers integer
+---@field bytes integer of content
+---@field entries integer
+---@field skipped integer devices, sockets and names that a layer can't hold
+
 ---@class tidepool.BranchOutcome
 ---@field branch tidepool.Box
 ---@field ok boolean

@@ -3,7 +3,9 @@
 local async = require("tidepool.async")
 local branches = require("tidepool.server.branches")
 local egress_policies = require("tidepool.server.egress_policies")
+local exports = require("tidepool.server.exports")
 local images = require("tidepool.server.images")
+local imports = require("tidepool.server.imports")
 local policies = require("tidepool.server.policies")
 local processes = require("tidepool.server.processes")
 local sandboxes = require("tidepool.server.sandboxes")
@@ -333,7 +335,7 @@ end)
 
 handlers.wake = with(running, told)
 
--- A job on images, whose lines of progress go to the connection that asked for it.
+-- A long job, whose lines of progress go to the connection that asked for it.
 local function job(run)
   return function(server, params, _, connection, id)
     return run(server, params, function(line)
@@ -341,6 +343,9 @@ local function job(run)
     end)
   end
 end
+
+handlers.snapshot_export = job(exports.export)
+handlers.snapshot_import = job(imports.import)
 
 handlers.image_build = job(images.build)
 handlers.image_import = job(images.import)

@@ -19,6 +19,7 @@ local images = require("tidepool.server.images")
 local log = require("tidepool.server.log")
 local sandboxes = require("tidepool.server.sandboxes")
 local secrets = require("tidepool.server.secrets")
+local imports = require("tidepool.server.imports")
 local snapshots = require("tidepool.server.snapshots")
 local spawner = require("tidepool.server.spawner")
 local state = require("tidepool.server.state")
@@ -379,6 +380,7 @@ local function adopt(self, copied)
     remaining[#remaining + 1] = sandbox.root
   end
   self.storage:reconcile(remaining, self.snapshots:ids())
+  imports.sweep(self)
   return true
 end
 
