@@ -12,7 +12,7 @@ local paths = require("tidepool.paths")
 local bench = {}
 
 -- In the order in which they run; spec/bench/FILE.lua returns one or a list of them.
-local FILES = { "create", "exec", "output", "files", "idle", "egress" }
+local FILES = { "create", "exec", "output", "files", "idle", "egress", "archive" }
 local NAMES = {
   create_first_exit = "create", exec_true = "exec", output_20mb = "output",
   file_write = "files", file_read = "files", idle_memory = "idle", create_rate = "idle",
@@ -21,6 +21,7 @@ local NAMES = {
   egress_requests_512 = "egress", egress_throughput_core = "egress", egress_throughput = "egress",
   egress_connection_idle = "egress", egress_connection_busy = "egress", egress_attach_100 = "egress",
   egress_latency_1_of_100 = "egress", egress = "egress",
+  export_rate = "archive", import_rate = "archive", archive = "archive",
 }
 
 local PEERS = { "bwrap", "crun", "runc", "podman" }
@@ -282,12 +283,17 @@ end
 
 --- The results as tables for a terminal: those with the usual peers, then those with others.
 function bench.render(results, missing)
-  local usual, others, columns, lines = {}, {}, nil, {}
+  local parts, by_columns, egress, lines = { { {}, PEERS } }, {}, false, {}
   for _, result in ipairs(results) do
-    table.insert(result.columns and others or usual, result)
-    columns = result.columns or columns
+    local part = result.columns and by_columns[result.columns] or parts[1]
+    if result.columns and part == parts[1] then
+      part = { {}, result.columns }
+      parts[#parts + 1], by_columns[result.columns] = part, part
+    end
+    table.insert(part[1], result)
+    egress = egress or result.name:find("^egress") ~= nil
   end
-  for _, part in ipairs({ { usual, PEERS }, { others, columns } }) do
+  for _, part in ipairs(parts) do
     for _, line in ipairs(#part[1] > 0 and render_table(part[1], part[2]) or {}) do
       lines[#lines + 1] = line
     end
@@ -295,7 +301,7 @@ function bench.render(results, missing)
   end
   lines[#lines + 1] = "Medians; in brackets, how many times ours is better. The peers' create includes their destroy, and"
   lines[#lines + 1] = "is compared with ours and destroy. Peers run on the same root file system, as root, by their programs."
-  if #others > 0 then
+  if egress then
     lines[#lines + 1] = "Of the egress process: direct is TLS to the same server without a proxy, mitmproxy a reverse proxy with"
     lines[#lines + 1] = "TLS on both sides; behind a comma their 99th percentile. Client, proxy and server share the machine."
   end

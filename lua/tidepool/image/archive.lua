@@ -221,6 +221,7 @@ function archive.read(store, options)
 end
 
 --- Applies layers first..last to options.target, by default all. `finish`: give it what every image has.
+-- options.max_bytes: of content, and of each file; 32 GiB unless told.
 -- Returns { bytes, entries, skipped } | nil, message, code.
 function archive.apply(store, found, options, finish, first, last)
   local arguments = {}
@@ -234,6 +235,7 @@ function archive.apply(store, found, options, finish, first, last)
   end
   add(store.common)
   add(finish and { "--finish" } or {})
+  add(options.max_bytes and { "--max-bytes", ("%d"):format(options.max_bytes) } or {})
   return worker.unpack(options, arguments)
 end
 

@@ -101,7 +101,7 @@ local ANNOTATIONS = {
   ["dev.tidepool.snapshot"] = { "snapshot", "^%x+$" },
   ["dev.tidepool.parent"] = { "parent", "^%x+$" },
   ["dev.tidepool.image"] = { "image", "^[a-z0-9][a-z0-9._-]*$" },
-  ["dev.tidepool.type"] = { "type", "^%l+$" },
+  ["dev.tidepool.type"] = { "type", "^[%l%d-]+$" },
 }
 
 local function emit_annotations(annotations)

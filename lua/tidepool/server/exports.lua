@@ -146,6 +146,9 @@ function exports.export(server, params, progress)
   if not record or (params.parent and not parent) then
     return nil, message, code
   end
+  if record.memory then
+    progress("its files: the memory of a snapshot stays here")
+  end
   local pinned = {}
   local result
   result, message, code = exports.with_worker(server, progress, function(options)

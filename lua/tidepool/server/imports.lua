@@ -14,6 +14,7 @@ local verbs = require("tidepool.verbs")
 
 local imports = {}
 
+local LEAST = 32 * 2 ^ 30 -- bytes that an import may have, whatever the pool
 local FORGOTTEN = 24 * 3600 -- seconds after which what an import left is not waited for
 
 local function directory_of(server)
@@ -96,6 +97,12 @@ local function keep(server, directory, work, i, last)
   return true
 end
 
+-- What the pool could hold: one that was exported from another must come in, a bomb must end.
+local function most(server)
+  local stat = uv.fs_statfs(server.storage.path_)
+  return math.max(LEAST, stat and stat.blocks * stat.bsize or 0)
+end
+
 local function apply_all(server, store, found, directory, parent, options)
   local count = #found.layers
   local done = applied(directory, count)
@@ -112,6 +119,7 @@ local function apply_all(server, store, found, directory, parent, options)
     return nil, message, code
   end
   options.target = work .. "/root"
+  options.max_bytes = most(server)
   for i = done + 1, count do
     local ok
     ok, message, code = image.archive.apply(store, found, options, i == count and not found.snapshot, i, i)
