@@ -94,8 +94,7 @@ int tp_sink_open(struct tp_sink *sink, int fd, const char *compression, int leve
   if (open_raw(sink, compression, level) != ARCHIVE_OK)
     return tp_sink_fail(sink, sink->raw, err);
 
-  archive_write_set_bytes_per_block(sink->tar, BLOCK);
-  archive_write_set_bytes_in_last_block(sink->tar, 1);
+  archive_write_set_bytes_per_block(sink->tar, 0); /* hand on at once, without a copy */
   if (archive_write_set_format_pax(sink->tar) != ARCHIVE_OK ||
       archive_write_set_format_option(sink->tar, "pax", "xattrheader", "SCHILY") != ARCHIVE_OK ||
       archive_write_open(sink->tar, sink, NULL, write_tar, NULL) != ARCHIVE_OK)
