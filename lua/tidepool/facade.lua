@@ -10,6 +10,7 @@ local async = require("tidepool.async")
 local box = require("tidepool.client.box")
 local box_branches = require("tidepool.client.box_branches")
 local client = require("tidepool.client")
+local diff = require("tidepool.client.diff")
 local paths = require("tidepool.paths")
 local policy = require("tidepool.client.policy")
 
@@ -132,6 +133,16 @@ sandbox.snapshot = {}
 ---@return string? code
 function sandbox.snapshot.ls(name)
   return get_client():call("snapshot_ls", { name = name })
+end
+
+--- What differs between two snapshots. Takes as long as there are changes, however large they are.
+---@param from string NAME@LABEL
+---@param to string NAME@LABEL
+---@return tidepool.Diff?
+---@return string? message
+---@return string? code "ENOSNAPSHOT"
+function sandbox.snapshot.diff(from, to)
+  return async.within(diff.between, get_client(), from, to)
 end
 
 --- Deletes a snapshot. Those that continue it stay, and sandboxes made of it.

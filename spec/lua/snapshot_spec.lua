@@ -281,6 +281,133 @@ describe("the tree of snapshots", function()
   end)
 end)
 
+describe("the difference of two snapshots", function()
+  local server, client, box
+  setup(function()
+    support.needs_root()
+    server = support.server()
+    client = server.client
+    box = server:sandbox({ cpu = 2 })
+  end)
+
+  local function between(from, to)
+    return async.run(require("tidepool.client.diff").between, client, box.name .. "@" .. from, box.name .. "@" .. to)
+  end
+
+  -- "path kind old new" of a list, sorted.
+  local function lines(list)
+    local out = {}
+    for i, one in ipairs(list) do
+      out[i] = ("%s %s %s %s"):format(one.path, one.kind, one.old_size or "-", one.size or "-")
+    end
+    table.sort(out)
+    return out
+  end
+
+  it("names what was added, changed and deleted, with sizes, and nothing else", function()
+    assert(box:exec([[
+      mkdir -p d/e gone sub; echo a > d/e/f; echo bb > d/g; echo x > gone/y; echo same > same
+      echo old > changed; echo rep > rep; echo mode > mode; ln same hard
+    ]]))
+    assert(box:snapshot("a"))
+    assert(box:exec([[
+      mv d moved; rm -r gone; echo newer-content > changed; mkdir -p n/m; echo hi > n/m/new; ln -s /etc/passwd link
+      chmod 600 mode; mv rep rep.old; echo again > rep; echo z > sub/z; touch same; mkdir d; echo other > d/g; mkfifo fifo
+      mv moved/e/f moved/h
+    ]]))
+    assert(box:snapshot("b"))
+    local result = assert(between("a", "b"))
+    local w = "workspace/"
+    assert.same({
+      w .. "changed file 4 14", w .. "d directory 4 2", w .. "d/g file 3 6", w .. "mode file 5 5", w .. "rep file 4 6", w .. "same file 5 5",
+    }, (function()
+      local list = lines(result.changed)
+      for i = #list, 1, -1 do
+        if list[i]:find("hard file") then
+          table.remove(list, i) -- the same file as `same`, under its other name
+        end
+      end
+      return list
+    end)())
+    assert.same({
+      w .. "fifo fifo - 0", w .. "link link - 11", w .. "moved directory - 6", w .. "moved/e directory - 0",
+      w .. "moved/g file - 3", w .. "moved/h file - 2", w .. "n directory - 2", w .. "n/m directory - 6", w .. "n/m/new file - 3",
+      w .. "rep.old file - 4", w .. "sub/z file - 2",
+    }, lines(result.added))
+    assert.same({ w .. "d/e directory 2 -", w .. "d/e/f file 2 -", w .. "gone directory 2 -", w .. "gone/y file 2 -" }, lines(result.deleted))
+  end)
+
+  it("is none between one and itself, and the inverse backwards", function()
+    assert(box:snapshot("c"))
+    local same = assert(between("b", "c"))
+    assert.same({ {}, {}, {} }, { same.added, same.changed, same.deleted })
+    local forth, back = assert(between("a", "b")), assert(between("b", "a"))
+    assert.equal(#forth.added, #back.deleted)
+    assert.equal(#forth.deleted, #back.added)
+  end)
+
+  it("is the same whatever order names are changed in: what a walk over both finds", function()
+    local random = 7
+    local function pick(n)
+      random = (random * 1103515245 + 12345) % 2147483648
+      return math.floor(random / 65536) % n
+    end
+    for round = 1, 4 do
+      local script = {}
+      for _ = 1, 120 do
+        local a, b = ("r/%d/%d"):format(pick(4), pick(6)), ("r/%d/%d"):format(pick(4), pick(6))
+        local c, d = ("r/%d"):format(pick(4)), ("r/%d/%d"):format(pick(4), pick(6))
+        local kinds = {
+          ("mkdir -p %s"):format(a), ("mkdir -p %s; echo %d > %s/f%d"):format(a, pick(1000), a, pick(3)),
+          ("mv %s %s"):format(a, b), ("mv %s %s"):format(c, d), ("rm -rf %s"):format(a), ("mv %s/f0 %s/f1"):format(a, b),
+          ("ln %s/f1 %s/l%d"):format(a, b, pick(3)), ("rm -f %s/f%d"):format(a, pick(3)),
+        }
+        script[#script + 1] = "{ " .. kinds[pick(#kinds) + 1] .. "; } 2>/dev/null"
+      end
+      assert(box:snapshot("r" .. round .. "-a"))
+      assert(box:exec("mkdir -p r; " .. table.concat(script, "\n")))
+      assert(box:snapshot("r" .. round .. "-b"))
+      local result = assert(between("r" .. round .. "-a", "r" .. round .. "-b"))
+      local function listing(label)
+        local id
+        for _, name in ipairs(support.names(("/proc/%d/root%s/pool/snapshots"):format(server:pid(), server.state))) do
+          id = math.max(id or 0, tonumber(name))
+        end
+        local path = root_of(server, label == "a" and id - 1 or id)
+        local set = {}
+        for line in support.run({ "find", path, "-mindepth", "1", "-printf", "%P\n" }).stdout:gmatch("[^\n]+") do
+          set[line] = true
+        end
+        return set
+      end
+      local before, after = listing("a"), listing("b")
+      local expected, found = { added = {}, deleted = {} }, { added = {}, deleted = {} }
+      for path in pairs(after) do
+        expected.added[path] = not before[path] or nil
+      end
+      for path in pairs(before) do
+        expected.deleted[path] = not after[path] or nil
+      end
+      for kind in pairs(found) do
+        for _, one in ipairs(result[kind]) do
+          found[kind][one.path] = true
+        end
+      end
+      assert.same(expected, found)
+    end
+  end)
+
+  it("is found by the command line, and refused for what isn't there", function()
+    local env = { "PATH=" .. os.getenv("PATH"), "TIDEPOOL_STATE=" .. server.state, "TIDEPOOL_RUN=" .. server.run,
+      "TIDEPOOL_BUILD=" .. require("tidepool.paths").build() }
+    local result = support.cli({ "snapshot", "diff", box.name .. "@a", box.name .. "@b" }, { env = env })
+    assert.equal(0, result.code, result.stderr)
+    assert.matches("\nA  3 B +workspace/n/m/new\n", result.stdout)
+    assert.matches("\nM  4 B %-> 14 B +workspace/changed\n", "\n" .. result.stdout)
+    assert.equal("ENOSNAPSHOT", (select(3, client:call("snapshot_diff", { from = box.name .. "@a", to = "no@no" }))))
+  end)
+end)
+
 describe("a server that is killed", function()
   -- In a server of its own that kills itself at the step; then what there is.
   local function at_step(name, verb, params)

@@ -82,6 +82,43 @@ local function names(list)
   return table.concat(out)
 end
 
+local function size_of(one)
+  if one.kind ~= "file" then
+    return one.kind
+  elseif one.old_size and one.size and one.old_size ~= one.size then
+    return format.size(one.old_size) .. " -> " .. format.size(one.size)
+  end
+  return format.size(one.size or one.old_size)
+end
+
+-- One line a path, as git's --name-status has it.
+local function show_diff(result)
+  local rows = {}
+  for _, pair in ipairs({ { "A", result.added }, { "M", result.changed }, { "D", result.deleted } }) do
+    for _, one in ipairs(pair[2]) do
+      rows[#rows + 1] = { path = one.path, line = ("%s  %-20s  %s\n"):format(pair[1], size_of(one), format.clean(one.path)) }
+    end
+  end
+  table.sort(rows, function(a, b)
+    return a.path < b.path
+  end)
+  for i, row in ipairs(rows) do
+    rows[i] = row.line
+  end
+  return table.concat(rows)
+end
+
+local function diff(context, values)
+  local result, message, code = require("tidepool.client.diff").between(context:connect(), values.from, values.to)
+  if not result then
+    return context:fail(message, code)
+  end
+  for _, list in pairs(result) do
+    format.array(list)
+  end
+  return context:result(result, show_diff)
+end
+
 local function name_only(info)
   return info.name .. "\n"
 end
@@ -89,6 +126,7 @@ end
 return {
   { name = "snapshot create", show = show_snapshot },
   { name = "snapshot ls", run = list_of(show_list) },
+  { name = "snapshot diff", run = diff },
   { name = "snapshot keep", run = list_of(lines) },
   { name = "restore", show = name_only },
   { name = "rollback", show = name_only },

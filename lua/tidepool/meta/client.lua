@@ -111,6 +111,17 @@
 ---@field entries integer
 ---@field skipped integer devices, sockets and names that a layer can't hold
 
+---@class tidepool.Difference
+---@field path string relative to the root
+---@field kind string as of Stat
+---@field old_size? integer bytes, unless it was added
+---@field size? integer bytes, unless it was deleted
+
+---@class tidepool.Diff
+---@field added tidepool.Difference[]
+---@field changed tidepool.Difference[] contents, mode, owner or attributes
+---@field deleted tidepool.Difference[]
+
 ---@class tidepool.BranchOutcome
 ---@field branch tidepool.Box
 ---@field ok boolean

@@ -307,6 +307,14 @@ function handlers.snapshot_rm(server, params)
   return server.snapshots:remove(params.snapshot)
 end
 
+function handlers.snapshot_diff(server, params)
+  local fd, message, code = server.snapshots:diff(params.from, params.to)
+  if not fd then
+    return nil, message, code
+  end
+  return true, nil, nil, { fd }
+end
+
 function handlers.snapshot_keep(server, params)
   if (params.last or 0) + (params.daily or 0) == 0 and not next(params.labels or {}) then
     return nil, "snapshot keep: a rule that keeps nothing; give --last, --daily or --label", "EINVAL"

@@ -4,7 +4,9 @@
 -- the row's number; the row is there before the subvolume, and after it is gone. It is addressed
 -- NAME@LABEL, and knows the snapshot before it: together they are trees.
 local uv = require("luv")
+local async = require("tidepool.async")
 local cjson = require("cjson")
+local core = require("tidepool.core")
 local cgroup = require("tidepool.server.cgroup")
 local database = require("tidepool.server.database")
 local egress = require("tidepool.server.egress")
@@ -236,6 +238,38 @@ function Snapshots:remove(address)
   self.server.storage:remove_snapshot(record.id) -- what fails here is swept at the next start
   log.info("snapshot_removed", { snapshot = address })
   return true
+end
+
+--- What differs between two, as a descriptor of records that a worker writes (core/diff/main.c): the bytes
+-- don't pass the server. Returns it | nil, message, code.
+function Snapshots:diff(from, to)
+  local old, message, code = self:get(from)
+  local new = old
+  if old then
+    new, message, code = self:get(to)
+  end
+  if not new then
+    return nil, message, code
+  end
+  local ours, theirs
+  ours, theirs, code = core.fd.pair()
+  if not ours then
+    return nil, theirs, code
+  end
+  local handle, why, why_code
+  handle, why, why_code = uv.spawn(self.server.tools .. "/tidepool-diff", {
+    args = { old.directory .. "/root", new.directory .. "/root" },
+    stdio = { nil, theirs:number(), 2 },
+    detached = true,
+  }, async.guarded(function()
+    handle:close()
+  end))
+  theirs:close()
+  if not handle then
+    ours:close()
+    return nil, "tidepool-diff: " .. tostring(why), why_code
+  end
+  return ours
 end
 
 --- What a client is told. `size`: bytes that it owns alone, which asks storage.
