@@ -7,6 +7,7 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/epoll.h>
+#include <sys/prctl.h>
 #include <sys/socket.h>
 #include <unistd.h>
 
@@ -122,6 +123,7 @@ static void hello(const struct origin *origin, uint32_t version) {
     return;
   }
   origin->control->hello = true;
+  prctl(PR_SET_DUMPABLE, 0, 0, 0, 0);
   struct tp_init_reply reply = {.type = TP_INIT_WELCOME};
   reply.welcome.version = TP_INIT_VERSION;
   memcpy(reply.welcome.nonce, init_nonce, TP_INIT_NONCE);
@@ -204,13 +206,16 @@ static void forget(const struct origin *origin, uint32_t id) {
     control_ok(origin);
 }
 
-/* What is open to the outside can't be kept over a dump. The listener stays, and so do the rings. */
+/* What is open to the outside can't be kept over a dump. The listener stays, and so do the rings.
+ * Dumpable until the next HELLO: of an init that was restored, whose memory counts as the host's, CRIU
+ * couldn't read the namespaces else. What it holds still keeps root inside from tracing it. */
 static void quiesce(const struct origin *origin) {
   if (start_pending() || connect_pending()) {
     refuse(origin, EBUSY, "quiesce");
     return;
   }
   control_ok(origin);
+  prctl(PR_SET_DUMPABLE, 1, 0, 0, 0);
   process_detach_all();
   control_flush_all();
   while (controls)

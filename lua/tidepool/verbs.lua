@@ -31,8 +31,8 @@ local MEMORY = 4 * 2 ^ 20
 
 local TYPES = { "lite", "basic", "standard-1", "standard-2", "standard-3", "standard-4" }
 
-local function creation()
-  return {
+local function creation(more)
+  local list = {
     sandbox_name("the sandbox's name, 1-63 of [a-z0-9-]"),
     { name = "image", type = "string", flag = "--image", about = "image to start from", default = "debian" },
     { name = "type", type = "string", flag = "--type", about = "instance type: " .. table.concat(TYPES, ", "), default = "basic", values = TYPES },
@@ -46,6 +46,10 @@ local function creation()
       about = "what may leave: a policy with its options; in order, the first verdict wins; without any: deny_all" },
     { name = "key", type = "string", about = "identifies the request over a lost connection" },
   }
+  for _, param in ipairs(more or {}) do
+    list[#list + 1] = param
+  end
+  return list
 end
 
 local CHANGING = { "ENOSANDBOX", "ENOPOLICY", "EINVAL", "ENOSPC", "EAGAIN" }
@@ -85,7 +89,8 @@ verbs.list = {
     params = creation(), result = "info", errors = { "EEXIST", "ENOIMAGE", "ENOPOLICY", "EINVAL", "ENOSPC" },
     example = "create agent-42 --type standard-1 --env LANG=C.UTF-8 --label team=a" },
   { name = "open", cli = "open", group = "sandbox", about = "Provision the sandbox when absent, resume it when there.",
-    params = creation(), result = "info, and `created`: whether it was made now", errors = { "ENOIMAGE", "ENOPOLICY", "EINVAL", "ENOSPC" },
+    params = creation({ { name = "cold", type = "boolean", flag = "--cold", about = "start one that hibernates from its files; its memory is dropped" } }),
+    result = "info, and `created`: whether it was made now", errors = { "ENOIMAGE", "ENOPOLICY", "EINVAL", "ENOSPC" },
     wakes = true, example = "open agent-42" },
   { name = "ls", cli = "ls", group = "sandbox", about = "List the sandboxes.",
     params = { { name = "labels", type = "map", flag = "--label", short = "-l", repeated = true, about = "only those with these labels, K=V" } },
@@ -199,6 +204,11 @@ verbs.list = {
     result = "info", errors = { "ENOSANDBOX", "EINVAL", "ENOSPC" }, example = "promote agent-42-2" },
   { name = "freeze", cli = "freeze", group = "snapshot", about = "Make a sandbox stand still; any verb or input wakes it.",
     params = { sandbox_name() }, result = "info", errors = { "ENOSANDBOX", "ESTOPPED", "ETIMEDOUT" }, example = "freeze agent-42" },
+  { name = "hibernate", cli = "hibernate", group = "snapshot", about = "Put a sandbox's memory on disk and end its processes, which go on when it wakes.",
+    params = { sandbox_name() }, result = "seconds and bytes of the dump, connections_reset: how many to the outside end",
+    errors = { "ENOSANDBOX", "ESTOPPED", "ENOTSUP", "ENOPKG", "ETIMEDOUT", "ENOSPC" }, example = "hibernate agent-42" },
+  { name = "memory_install", cli = "memory install", group = "snapshot", about = "Get CRIU, which hibernate needs, into the state directory.", progress = true,
+    params = {}, result = "version", errors = { "ENOPKG", "EBUILD", "ENOSPC" }, example = "memory install" },
   { name = "wake", cli = "wake", group = "snapshot", about = "See to it that a sandbox runs.", wakes = true,
     params = { sandbox_name() }, result = "info", errors = { "ENOSANDBOX", "ENOSPC" }, example = "wake agent-42" },
 

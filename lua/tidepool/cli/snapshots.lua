@@ -123,6 +123,17 @@ local function name_only(info)
   return info.name .. "\n"
 end
 
+local function show_dump(took)
+  if not took.bytes then
+    return "" -- it slept already
+  end
+  local line = ("%s in %.2f s"):format(format.size(took.bytes), took.seconds)
+  if took.connections_reset > 0 then
+    line = ("%s; connections to the outside that end: %d"):format(line, took.connections_reset)
+  end
+  return line .. "\n"
+end
+
 return {
   { name = "snapshot create", show = show_snapshot },
   { name = "snapshot ls", run = list_of(show_list) },
@@ -133,5 +144,20 @@ return {
   { name = "fork", run = list_of(names) },
   { name = "promote", show = name_only },
   { name = "freeze", show = name_only },
+  { name = "hibernate", show = show_dump },
+  {
+    name = "memory install",
+    run = function(context, _, command)
+      local got, message, code = context:connect():call(command.verb, {}, nil, function(line)
+        context:note(format.clean(line))
+      end)
+      if not got then
+        return context:fail(message, code)
+      end
+      return context:result(got, function()
+        return "CRIU " .. got.version .. "\n"
+      end)
+    end,
+  },
   { name = "wake", show = name_only },
 }

@@ -114,6 +114,14 @@ function box_branches.extend(Box, new)
     return self.client:call("freeze", { name = self.name })
   end
 
+  --- Puts its memory on disk and ends its processes; the next call brings them back as they were.
+  ---@return { seconds: number, bytes: integer, connections_reset: integer }?
+  ---@return string? message
+  ---@return string? code "ENOTSUP" (something can't be captured), "ENOPKG" (no CRIU), "ESTOPPED", "ENOSPC"; it runs on
+  function Box:hibernate()
+    return self.client:call("hibernate", { name = self.name })
+  end
+
   --- Sees to it that it runs.
   ---@return tidepool.SandboxInfo?
   ---@return string? message

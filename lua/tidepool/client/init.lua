@@ -25,7 +25,7 @@ local START_LIMIT = 60 -- seconds; making and mounting a pool is part of a first
 -- Verbs that do no harm when they run twice, so that a lost connection is no failure.
 local REPEATABLE = {}
 for name in ("create ls info ps wait wait_port open stop destroy kill forget attach logs image_ls agent "
-  .. "snapshot_ls snapshot_diff restore rollback fork freeze wake "
+  .. "snapshot_ls snapshot_diff restore rollback fork freeze hibernate wake "
   .. "egress_set egress_add egress_show egress_log policy_ls policy_show secret_set secret_ls secret_placeholder"):gmatch("%S+") do
   REPEATABLE[name] = true
 end

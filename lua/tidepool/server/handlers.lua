@@ -2,6 +2,7 @@
 -- result, message, code, fds; what it declares is in tidepool.verbs.
 local async = require("tidepool.async")
 local branches = require("tidepool.server.branches")
+local criu = require("tidepool.server.memory.criu")
 local egress_policies = require("tidepool.server.egress_policies")
 local exports = require("tidepool.server.exports")
 local images = require("tidepool.server.images")
@@ -341,6 +342,10 @@ handlers.freeze = with(sandbox_of, function(sandbox)
   return told(ok and sandbox, message, code)
 end)
 
+handlers.hibernate = with(sandbox_of, function(sandbox)
+  return sandbox:hibernate()
+end)
+
 handlers.wake = with(running, told)
 
 -- A long job, whose lines of progress go to the connection that asked for it.
@@ -356,6 +361,10 @@ handlers.snapshot_export = job(exports.export)
 handlers.snapshot_import = job(imports.import)
 
 handlers.image_build = job(images.build)
+handlers.memory_install = job(function(server, _, progress)
+  local found, message, code = criu.obtain(server.directory, progress)
+  return found and { version = found.version }, message, code
+end)
 handlers.image_import = job(images.import)
 handlers.image_pull = job(images.pull)
 

@@ -17,6 +17,7 @@ local handlers = require("tidepool.server.handlers")
 local ids = require("tidepool.server.ids")
 local images = require("tidepool.server.images")
 local log = require("tidepool.server.log")
+local memory = require("tidepool.server.memory")
 local sandboxes = require("tidepool.server.sandboxes")
 local secrets = require("tidepool.server.secrets")
 local imports = require("tidepool.server.imports")
@@ -365,6 +366,7 @@ local function adopt(self, copied)
   if not self.snapshots then
     return nil, message, code
   end
+  memory.open(self.directory)
   for i, row in ipairs(rows) do
     tasks[i] = function()
       local adopted, why = xpcall(sandboxes.adopt, debug.traceback, self, row)

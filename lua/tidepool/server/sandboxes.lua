@@ -13,9 +13,11 @@ local freezer = require("tidepool.server.freezer")
 local host = require("tidepool.server.host")
 local link = require("tidepool.server.link")
 local log = require("tidepool.server.log")
+local memory = require("tidepool.server.memory")
 local processes = require("tidepool.server.processes")
 local random = require("tidepool.random")
 local spill = require("tidepool.server.spill")
+local sleep = require("tidepool.server.memory.sleep")
 local step = require("tidepool.server.step")
 local verbs = require("tidepool.verbs")
 
@@ -135,9 +137,13 @@ local function ended(self, reason)
   if run and run.base then
     release(self, run.base)
   end
-  record_fact(self, "stopped", reason, nil) -- at a full disk, too: who waits must not wait for it
-  processes.lost(self, reason)
-  log.info("sandbox_stopped", { sandbox = self.name, reason = reason })
+  if self.state == "hibernated" or self.state == "waking" then
+    record_fact(self, "hibernated", self.state == "waking" and "wake failed: " .. reason or nil, nil)
+  else
+    record_fact(self, "stopped", reason, nil) -- at a full disk, too: who waits must not wait for it
+    processes.lost(self, reason)
+  end
+  log.info("sandbox_" .. self.state, { sandbox = self.name, reason = reason })
   self.gone:set(reason)
 end
 
@@ -245,7 +251,7 @@ local function begin(self, made)
     ok, message, code = record(self, "running", nil, self.run)
   end
   if not ok then
-    end_run(self, 0, "start failed: " .. message)
+    end_run(self, 0, self.state == "waking" and message or "start failed: " .. message)
     return nil, message, code
   end
   return true
@@ -322,6 +328,7 @@ local function unmake(self)
     return nil, message, code
   end
   spill.remove(self)
+  memory.forget(self)
   local removed
   removed, message, code = self.server.state:remove_sandbox(self.id)
   if not removed then
@@ -424,7 +431,7 @@ function sandboxes.open(server, params)
     end
     self = server.sandboxes[params.name] -- somebody else made it meanwhile
   end
-  local ok, message, code = self:wake()
+  local ok, message, code = self:wake(params.cold)
   if not ok then
     return nil, message, code
   end
@@ -452,7 +459,35 @@ end
 
 --- Whether it stands still until somebody asks something of it.
 function Sandbox:asleep()
-  return self.state == "frozen"
+  return self.state == "frozen" or self.state == "hibernated" or self.state == "waking"
+end
+
+--- Puts its memory on disk: { seconds, bytes, connections_reset } | nil, message, code; what fails leaves it running.
+function Sandbox:hibernate()
+  return self.lock:with(function()
+    if self.state == "hibernated" then
+      return {}
+    end
+    local ok, message, code = thaw(self)
+    if ok then
+      ok, message, code = mend(self)
+    end
+    if not ok then
+      return nil, message, code
+    elseif self.state ~= "running" then
+      return nil, "sandbox is not running: " .. self.name, "ESTOPPED"
+    end
+    return sleep.hibernate(self)
+  end)
+end
+
+-- The memory that it slept with is of no use any more. Called with the lock held.
+local function forget_memory(self)
+  if self.state == "hibernated" then
+    record_fact(self, "stopped", "its memory was dropped", nil)
+    processes.lost(self, "its memory was dropped")
+  end
+  memory.forget(self)
 end
 
 --- Makes all its processes stand still: true, also when they do; "ESTOPPED" when it doesn't run.
@@ -467,8 +502,8 @@ function Sandbox:freeze()
   end)
 end
 
---- Makes sure that it runs.
-function Sandbox:wake()
+--- Makes sure that it runs. `cold`: one that hibernates is started from its files.
+function Sandbox:wake(cold)
   if self.state == "running" and self.link and not self.link:is_closed() then
     return true
   end
@@ -484,7 +519,10 @@ function Sandbox:wake()
       return nil, message, code
     elseif self.state == "running" then
       return true
+    elseif self.state == "hibernated" and not cold then
+      return sleep.wake(self)
     end
+    forget_memory(self)
     ok, message, code = start(self)
     if not ok then
       return nil, "start " .. self.name .. ": " .. message, code
@@ -517,6 +555,7 @@ function Sandbox:stop(grace)
     if grace > 0 then
       thaw(self) -- so that it can end in good order; a KILL reaches frozen ones, too
     end
+    forget_memory(self)
     return end_run(self, grace, "stopped by request")
   end)
 end
@@ -604,7 +643,7 @@ function Sandbox:leaf_group(name)
   return key(self) .. "/" .. name
 end
 
--- For those who lead a part of its life: freezer.lua, snapshots.lua, branches.lua.
+-- For those who lead a part of its life: freezer.lua, snapshots.lua, branches.lua, memory/.
 Sandbox.key, Sandbox.record, Sandbox.record_fact = key, record, record_fact
 Sandbox.limits, Sandbox.release, Sandbox.connect, Sandbox.begin, Sandbox.end_run = limits, release, connect, begin, end_run
 
@@ -617,6 +656,7 @@ function Sandbox:replace_files(root, parent)
   end
   local old = self.root
   self.root, self.parent = root, parent
+  forget_memory(self) -- it goes with other files
   step("files_replaced")
   self.server.storage:delete(old) -- what fails here is swept at the next start
   return true
@@ -691,6 +731,7 @@ local function adopt_running(self)
     egress.adopt(self)
     return true
   end
+  memory.await_dump(self)
   -- A snapshot that was being taken has frozen it, or its thaw was not written down.
   cgroup.thaw(self.server.cgroups, key(self))
   self.state, run.frozen = "running", nil
@@ -724,6 +765,13 @@ function sandboxes.adopt(server, row)
       return
     end
     ended(self, reason)
+  elseif row.state == "hibernated" or row.state == "waking" then
+    if self.run then
+      container.destroy(server.spawners, server.cgroups, key(self))
+    end
+    if row.state == "waking" or self.run then
+      record_fact(self, "hibernated", row.state == "waking" and "the server ended while it woke" or nil, nil)
+    end
   elseif row.state == "starting" then
     -- Its init may be there, but nobody wrote down which: end it by its cgroup.
     container.destroy(server.spawners, server.cgroups, key(self))

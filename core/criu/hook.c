@@ -1,0 +1,88 @@
+/* The hook of a restore: see hook.h. Root, started by CRIU. */
+#include "hook.h"
+
+#include <errno.h>
+#include <fcntl.h>
+#include <poll.h>
+#include <sched.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/mount.h>
+#include <sys/socket.h>
+#include <sys/un.h>
+#include <unistd.h>
+
+#include "../channel.h"
+#include "../init/protocol.h"
+#include "../scope.h"
+
+#define PATIENCE 20000 /* ms; the server steers the network meanwhile */
+
+static int reach(const char *path, struct tp_error *err) {
+  struct sockaddr_un address = {.sun_family = AF_UNIX};
+  if (strlen(path) >= sizeof address.sun_path)
+    return tp_fail(err, ENAMETOOLONG, "reach the server");
+  strcpy(address.sun_path, path);
+  int fd = socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0);
+  if (fd < 0)
+    return tp_fail(err, errno, "make a socket");
+  if (connect(fd, (struct sockaddr *)&address, sizeof address) < 0) {
+    tp_fail(err, errno, "reach the server");
+    close(fd);
+    return -1;
+  }
+  return fd;
+}
+
+static int ask(struct tp_channel *channel, const char *text, struct tp_error *err) {
+  if (tp_channel_send(channel, text, strlen(text), NULL, 0, err) < 0)
+    return -1;
+  struct tp_frame frame;
+  int fds[TP_FRAME_FDS], got;
+  while ((got = tp_channel_receive(channel, &frame, fds, err)) == 0) {
+    struct pollfd wait = {.fd = channel->fd, .events = POLLIN};
+    int found = poll(&wait, 1, PATIENCE);
+    if (found == 0 || (found < 0 && errno != EINTR))
+      return tp_fail(err, found == 0 ? ETIMEDOUT : errno, "wait for the server");
+  }
+  if (got < 0)
+    return -1;
+  bool agreed = frame.length == 2 && memcmp(frame.payload, "ok", 2) == 0;
+  return agreed ? 0 : tp_fail(err, ECANCELED, "the server refuses");
+}
+
+/* init's directory had to be writable for its socket to be made. Nothing inside runs yet. */
+static int protect_own(pid_t pid, struct tp_error *err) {
+  char path[64];
+  snprintf(path, sizeof path, "/proc/%d/ns/mnt", (int)pid);
+  TP_CLOSE int mounts = open(path, O_RDONLY | O_CLOEXEC);
+  if (mounts < 0 || setns(mounts, CLONE_NEWNS) < 0)
+    return tp_fail(err, errno, "enter %s", path);
+  if (mount(NULL, TP_INIT_DIRECTORY, NULL,
+            MS_REMOUNT | MS_BIND | MS_RDONLY | MS_NOSUID | MS_NODEV, NULL) < 0)
+    return tp_fail(err, errno, "make %s read-only", TP_INIT_DIRECTORY);
+  return 0;
+}
+
+int tp_criu_hook(const char *stage, struct tp_error *err) {
+  bool namespaces = strcmp(stage, "setup-namespaces") == 0;
+  bool restored = strcmp(stage, "post-restore") == 0;
+  if (!namespaces && !restored)
+    return 0;
+  const char *server = getenv(TP_CRIU_HOOK), *init = getenv("CRTOOLS_INIT_PID");
+  if (!server || !init)
+    return tp_fail(err, EINVAL, "the hook's environment is not complete");
+  struct tp_channel channel;
+  int fd = reach(server, err);
+  if (fd < 0)
+    return -1;
+  tp_channel_init(&channel, fd);
+  char text[64];
+  snprintf(text, sizeof text, "%s %s", stage, init);
+  int outcome = ask(&channel, text, err);
+  tp_channel_close(&channel);
+  if (outcome == 0 && restored)
+    outcome = protect_own((pid_t)atoi(init), err);
+  return outcome;
+}

@@ -1,0 +1,153 @@
+/* tidepool-criu: prepares what CRIU can't know of a sandbox, then becomes CRIU.
+ *
+ *   tidepool-criu [--owner UID] [--group DIRECTORY]... [--root DIRECTORY --at POINT --uid-base N]
+ *                 [--cgroup-at POINT] -- PROGRAM ARGUMENT...
+ *
+ * Runs as root, started by the server in its mount namespace; it takes one of its own, so that what
+ * it mounts goes with it. --group enters control groups, which the restored processes are then born
+ * in; --root mounts a sandbox's root with the ids of its range; --cgroup-at mounts the group that
+ * was entered, as the root of a cgroup namespace. --owner takes on the user who owns the sandbox's
+ * user namespace, and keeps all capabilities: where the machine has withheld CAP_SYS_RESOURCE from
+ * us, the owner still has it inside.
+ * As CRIU's own action script it is the hook of hook.h.
+ * Standard error tells "CODE: message" of what fails here; exit status 125. */
+#include <errno.h>
+#include <fcntl.h>
+#include <getopt.h>
+#include <linux/capability.h>
+#include <linux/securebits.h>
+#include <sched.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/mount.h>
+#include <sys/prctl.h>
+#include <sys/syscall.h>
+#include <unistd.h>
+
+#include "../archive/confine.h"
+#include "../scope.h"
+#include "hook.h"
+
+#define FAILED 125
+#define MAX_GROUPS 8
+
+struct options {
+  const char *groups[MAX_GROUPS];
+  unsigned group_count;
+  const char *root, *at, *cgroup_at;
+  struct tp_range range;
+  long owner;
+};
+
+static int enter_group(const char *directory, struct tp_error *err) {
+  char path[4096];
+  snprintf(path, sizeof path, "%s/cgroup.procs", directory);
+  TP_CLOSE int fd = open(path, O_WRONLY | O_CLOEXEC);
+  if (fd < 0 || write(fd, "0", 1) < 0)
+    return tp_fail(err, errno, "enter %s", directory);
+  return 0;
+}
+
+/* CRIU binds the root from here: a mount of its own, private, or it refuses to pivot into it. */
+static int mount_root(const struct options *options, struct tp_error *err) {
+  TP_CLOSE int directory = open(options->root, O_RDONLY | O_DIRECTORY | O_CLOEXEC);
+  if (directory < 0)
+    return tp_fail(err, errno, "open %s", options->root);
+  TP_CLOSE int userns = tp_confine_userns(&options->range, err);
+  if (userns < 0)
+    return -1;
+  TP_CLOSE int tree = tp_confine_mount(directory, userns, err);
+  if (tree < 0)
+    return -1;
+  struct mount_attr attr = {.attr_set = MOUNT_ATTR_NODEV, .attr_clr = MOUNT_ATTR_NOSUID | MOUNT_ATTR_NOEXEC};
+  if (mount_setattr(tree, "", AT_EMPTY_PATH, &attr, sizeof attr) < 0)
+    return tp_fail(err, errno, "set flags of %s", options->root);
+  if (move_mount(tree, "", AT_FDCWD, options->at, MOVE_MOUNT_F_EMPTY_PATH) < 0)
+    return tp_fail(err, errno, "mount the root on %s", options->at);
+  if (mount(NULL, options->at, NULL, MS_PRIVATE, NULL) < 0)
+    return tp_fail(err, errno, "make %s private", options->at);
+  return 0;
+}
+
+static int mount_groups(const char *point, struct tp_error *err) {
+  if (unshare(CLONE_NEWCGROUP) < 0)
+    return tp_fail(err, errno, "unshare the cgroup namespace");
+  if (mount("cgroup2", point, "cgroup2", MS_RDONLY | MS_NOSUID | MS_NODEV | MS_NOEXEC, NULL) < 0)
+    return tp_fail(err, errno, "mount cgroup2 on %s", point);
+  return 0;
+}
+
+/* Not uid 0 any more, so an exec would drop the capabilities unless they are ambient. */
+static int become_owner(uid_t owner, struct tp_error *err) {
+  struct __user_cap_header_struct header = {.version = _LINUX_CAPABILITY_VERSION_3};
+  struct __user_cap_data_struct sets[2];
+  if (syscall(SYS_capget, &header, sets) < 0)
+    return tp_fail(err, errno, "read capabilities");
+  for (unsigned i = 0; i < 2; i++)
+    sets[i].inheritable = sets[i].permitted;
+  if (syscall(SYS_capset, &header, sets) < 0)
+    return tp_fail(err, errno, "keep capabilities");
+  for (int cap = 0; cap < 64; cap++)
+    prctl(PR_CAP_AMBIENT, PR_CAP_AMBIENT_RAISE, cap, 0, 0); /* those that we have */
+  if (prctl(PR_SET_SECUREBITS, SECBIT_NO_SETUID_FIXUP | SECBIT_NOROOT) < 0)
+    return tp_fail(err, errno, "set securebits");
+  return syscall(SYS_setresuid, -1, owner, -1) < 0 ? tp_fail(err, errno, "become user %u", owner) : 0;
+}
+
+static int prepare(const struct options *options, struct tp_error *err) {
+  if (unshare(CLONE_NEWNS) < 0 || mount(NULL, "/", NULL, MS_REC | MS_PRIVATE, NULL) < 0)
+    return tp_fail(err, errno, "unshare mounts");
+  if (options->root && mount_root(options, err) < 0)
+    return -1;
+  for (unsigned i = 0; i < options->group_count; i++)
+    if (enter_group(options->groups[i], err) < 0)
+      return -1;
+  if (options->cgroup_at && mount_groups(options->cgroup_at, err) < 0)
+    return -1;
+  return options->owner > 0 ? become_owner((uid_t)options->owner, err) : 0;
+}
+
+static int usage(void) {
+  fprintf(stderr, "EINVAL: tidepool-criu: wrong command line\n");
+  return 2;
+}
+
+static int say(const struct tp_error *err) {
+  fprintf(stderr, "%s: %s\n", tp_error_name(err->code), err->message);
+  return FAILED;
+}
+
+int main(int argc, char **argv) {
+  struct tp_error err;
+  const char *stage = getenv("CRTOOLS_SCRIPT_ACTION");
+  if (stage && getenv(TP_CRIU_HOOK))
+    return tp_criu_hook(stage, &err) < 0 ? say(&err) : 0;
+  static const struct option names[] = {{"owner", 1, NULL, 'o'},     {"group", 1, NULL, 'g'},
+                                        {"root", 1, NULL, 'r'},      {"at", 1, NULL, 'a'},
+                                        {"uid-base", 1, NULL, 'u'},  {"cgroup-at", 1, NULL, 'c'},
+                                        {NULL, 0, NULL, 0}};
+  struct options options = {.range = {.count = 65536}};
+  for (int found; (found = getopt_long(argc, argv, "+", names, NULL)) != -1;) {
+    switch (found) {
+    case 'o': options.owner = atol(optarg); break;
+    case 'g':
+      if (options.group_count == MAX_GROUPS)
+        return usage();
+      options.groups[options.group_count++] = optarg;
+      break;
+    case 'r': options.root = optarg; break;
+    case 'a': options.at = optarg; break;
+    case 'u': options.range.base = (uint32_t)strtoul(optarg, NULL, 10); break;
+    case 'c': options.cgroup_at = optarg; break;
+    default: return usage();
+    }
+  }
+  if (optind >= argc || !options.root != !options.at || (options.root && !options.range.base))
+    return usage();
+  if (prepare(&options, &err) == 0) {
+    execv(argv[optind], argv + optind);
+    tp_fail(&err, errno, "exec %s", argv[optind]);
+  }
+  return say(&err);
+}

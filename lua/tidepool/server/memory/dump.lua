@@ -1,0 +1,320 @@
+--- Writing a sandbox's processes to files: what must hold before, the dump, and what is noted beside it.
+--
+-- Runs in the server, with the sandbox's lock held. The order: nothing is touched until all can be
+-- captured; then init lets go of the outside, all stands still, CRIU reads it and leaves it as it was.
+-- A dump directory is whole when its memory.json is there, which is written last.
+local uv = require("luv")
+local async = require("tidepool.async")
+local cgroup = require("tidepool.server.cgroup")
+local cjson = require("cjson")
+local core = require("tidepool.core")
+local criu = require("tidepool.server.memory.criu")
+local host = require("tidepool.server.host")
+local read_file = require("tidepool.file").read
+
+local dump = {}
+
+local FREEZE = 5000 -- milliseconds until all must stand still
+local STARTING = 3 -- seconds in which what is being started must be
+local LEAST, RATE = 20, 20 * 1048576 -- a dump may take so many seconds, and one more for so many bytes
+
+-- Held open by a process, these can't be put into a file.
+local uncapturable = {
+  ["anon_inode:[io_uring]"] = "io_uring",
+  ["anon_inode:[userfaultfd]"] = "a userfaultfd",
+  ["anon_inode:[perf_event]"] = "a performance counter",
+  ["anon_inode:bpf-map"] = "a bpf map",
+  ["anon_inode:bpf-prog"] = "a bpf program",
+}
+
+local function now()
+  local seconds, micros = uv.gettimeofday()
+  return seconds + micros / 1e6
+end
+
+local function names(path)
+  local list, scan = {}, uv.fs_scandir(path)
+  while scan do
+    local name = uv.fs_scandir_next(scan)
+    if not name then
+      break
+    end
+    list[#list + 1] = name
+  end
+  return list
+end
+
+--- The processes of a sandbox: a list of { pid, leaf = the name of its group, "" for the sandbox's own }.
+function dump.processes(sandbox)
+  local list, cgroups, key = {}, sandbox.server.cgroups, sandbox:key()
+  local function add(group, leaf)
+    for pid in (read_file(cgroup.directory(cgroups, group) .. "/cgroup.procs") or ""):gmatch("%d+") do
+      list[#list + 1] = { pid = tonumber(pid), leaf = leaf }
+    end
+  end
+  add(key, "")
+  for _, leaf in ipairs(cgroup.leaves(cgroups, key)) do
+    add(key .. "/" .. leaf, leaf)
+  end
+  return list
+end
+
+--- Its number inside, or nil when it has ended.
+function dump.inner(pid)
+  local numbers = (read_file(("/proc/%d/status"):format(pid)) or ""):match("NSpid:([%s%d]+)")
+  return numbers and tonumber(numbers:match("(%d+)%s*$"))
+end
+
+local function refuse(pid, what)
+  local name = (read_file(("/proc/%d/comm"):format(pid)) or "?"):gsub("%s+$", "")
+  return nil, ("process %d (%s) uses %s, which can't be captured"):format(dump.inner(pid) or 0, name, what), "ENOTSUP"
+end
+
+--- Whether everything can be captured: true | nil, message with the pid inside and the reason, "ENOTSUP".
+function dump.check(sandbox)
+  local user = uv.fs_readlink(("/proc/%d/ns/user"):format(sandbox.run.pid))
+  for _, process in ipairs(dump.processes(sandbox)) do
+    local theirs = uv.fs_readlink(("/proc/%d/ns/user"):format(process.pid))
+    if theirs and theirs ~= user then
+      return refuse(process.pid, "a user namespace of its own")
+    end
+    for _, number in ipairs(names(("/proc/%d/fd"):format(process.pid))) do
+      local target = uv.fs_readlink(("/proc/%d/fd/%s"):format(process.pid, number))
+      if uncapturable[target] then
+        return refuse(process.pid, uncapturable[target])
+      end
+    end
+  end
+  return true
+end
+
+-- Hexadecimal as in /proc/net/tcp: words of four bytes in the host's order. 10.200.0.2 and its like of v6.
+local own = { ["0200C80A"] = true, ["646974FD000000650000000002000000"] = true }
+
+--- How many TCP connections lead to the outside: they don't survive, as over a laptop's sleep.
+function dump.connections(pid)
+  local count = 0
+  for _, name in ipairs({ "tcp", "tcp6" }) do
+    for line in (read_file(("/proc/%d/net/%s"):format(pid, name)) or ""):gmatch("[^\n]+") do
+      local here, there, state = line:match("^%s*%d+: (%x+):%x+ (%x+):%x+ (%x%x) ")
+      here = here and here:gsub("^0000000000000000FFFF0000", "")
+      there = there and there:gsub("^0000000000000000FFFF0000", "")
+      if state == "01" and own[here] and not own[there] then
+        count = count + 1
+      end
+    end
+  end
+  return count
+end
+
+-- Mounts of the host's devices and of the control groups: CRIU is told of them by name, and where they
+-- are at the restore. { key =, point =, source = } each; no source: the control groups.
+local function outside_mounts(pid)
+  local list = {}
+  for line in (read_file(("/proc/%d/mountinfo"):format(pid)) or ""):gmatch("[^\n]+") do
+    local root, point, kind = line:match("^%d+ %d+ %S+ (%S+) (%S+) .- %- (%S+) ")
+    if kind == "devtmpfs" then
+      list[#list + 1] = { key = "device" .. point, point = point, source = "/dev" .. root }
+    elseif kind == "cgroup2" then
+      list[#list + 1] = { key = "cgroup", point = point }
+    end
+  end
+  return list
+end
+
+-- Without CAP_SYS_RESOURCE (some hosts withhold it) only the namespace's owner may read limits inside.
+-- One that was restored is root's own.
+local function owner(sandbox)
+  local set = (read_file("/proc/self/status") or ""):match("CapEff:%s*%x*(%x)%x%x%x%x%x%x\n")
+  if sandbox.run.restored or not set or tonumber(set, 16) % 2 == 1 then
+    return nil
+  end
+  return sandbox.run.base
+end
+
+local function command(sandbox, found, directory, outside)
+  local argv = { sandbox.server.tools .. "/tidepool-criu" }
+  local function add(...)
+    for _, word in ipairs({ ... }) do
+      argv[#argv + 1] = word
+    end
+  end
+  local user = owner(sandbox)
+  if user then
+    add("--owner", tostring(user))
+  end
+  add("--")
+  add(unpack(found.command))
+  add("dump", "--tree", tostring(sandbox.run.pid), "--images-dir", directory, "--log-file", "dump.log", "-v1")
+  add("--leave-running", "--freeze-cgroup", cgroup.directory(sandbox.server.cgroups, sandbox:key()))
+  add("--manage-cgroups=ignore", "--empty-ns", "net", "--network-lock", "skip", "--tcp-established")
+  add("--file-locks", "--skip-in-flight", "--link-remap", "--ghost-limit", "1G")
+  if user then
+    add("--unprivileged")
+  end
+  for _, mount in ipairs(outside) do
+    add("--external", ("mnt[%s]:%s"):format(mount.point, mount.key))
+  end
+  return argv
+end
+
+--- What CRIU complained of first, from its log.
+function dump.complaint(directory, name)
+  local text = read_file(directory .. "/" .. name) or ""
+  for line in text:gmatch("Error %b(): ([^\n]+)") do
+    if not line:find("RLIMIT_NOFILE", 1, true) then -- without the capability it lives with what it has
+      return line
+    end
+  end
+  return "no reason given"
+end
+
+--- Runs CRIU within `limit` seconds: true | nil, message, code. Its children may outlive it after a
+-- failure; a restore's are in the sandbox's groups.
+function dump.run(argv, directory, log, limit)
+  local cancel, late
+  local said, message, code = core.fd.open(directory .. "/said", "wct") -- no pipe: they would hold it open
+  if not said then
+    return nil, message, code
+  end
+  argv.stderr = said:number()
+  argv.on_start = function(pid)
+    cancel = async.after(limit, function()
+      cancel, late = nil, true
+      uv.kill(pid, "sigkill")
+    end)
+  end
+  local result
+  result, message, code = async.command(argv)
+  said:close()
+  if cancel then
+    cancel()
+  end
+  if not result then
+    return nil, message, code
+  elseif late then
+    return nil, ("not done within %d s"):format(limit), "ETIMEDOUT"
+  elseif result.code == 0 and result.signal == 0 then
+    uv.fs_unlink(directory .. "/said")
+    return true
+  end
+  local name, complaint = (read_file(directory .. "/said") or ""):match("^(E%u+): ([^\n]*)")
+  return nil, complaint or dump.complaint(directory, log), name or "EIO"
+end
+
+--- Bytes of all files of a directory.
+function dump.size(directory)
+  local bytes = 0
+  for _, name in ipairs(names(directory)) do
+    local stat = uv.fs_lstat(directory .. "/" .. name)
+    bytes = bytes + (stat and stat.size or 0)
+  end
+  return bytes
+end
+
+function dump.write(directory, manifest)
+  local file, message = io.open(directory .. "/memory.json.new", "w")
+  local ok = file and file:write(cjson.encode(manifest))
+  if file then
+    file:close()
+  end
+  if not ok then
+    return nil, message or "memory.json can't be written", "EIO"
+  end
+  return uv.fs_rename(directory .. "/memory.json.new", directory .. "/memory.json")
+end
+
+--- What is noted of a dump, or nil when there is none that is whole.
+function dump.read(directory)
+  local text = read_file(directory .. "/memory.json")
+  local ok, manifest = pcall(cjson.decode, text or "")
+  return ok and manifest or nil
+end
+
+function dump.remove(directory)
+  for _, name in ipairs(names(directory)) do
+    uv.fs_unlink(directory .. "/" .. name)
+  end
+  return uv.fs_rmdir(directory)
+end
+
+-- Clients' ends are let go of: by init, and by the file agents, which end.
+local function quiesce(sandbox)
+  cgroup.kill(sandbox.server.cgroups, sandbox:leaf_group("files"))
+  local till = uv.hrtime() + STARTING * 1e9
+  local link = sandbox.link
+  local ok, message, code
+  repeat
+    ok, message, code = link:request("quiesce", {}, nil, 5)
+    if code == "EBUSY" then
+      async.sleep(0.005)
+    end
+  until code ~= "EBUSY" or uv.hrtime() > till
+  if not ok then
+    return nil, message, code
+  end
+  sandbox.link = nil -- so that its end is nobody's alarm
+  -- The last that init closes; before that some client's end may still be open.
+  while not link:is_closed() and uv.hrtime() < till do
+    async.sleep(0.001)
+  end
+  link:close()
+  return true
+end
+
+-- Which process belongs to which group: by its number inside, which it keeps.
+local function leaves_of(sandbox)
+  local leaves = {}
+  for _, process in ipairs(dump.processes(sandbox)) do
+    local inner = process.leaf ~= "" and process.leaf ~= "files" and dump.inner(process.pid)
+    if inner then
+      leaves[process.leaf] = leaves[process.leaf] or {}
+      table.insert(leaves[process.leaf], inner)
+    end
+  end
+  return leaves
+end
+
+--- Writes the memory of a running sandbox to `directory`, a new one, and leaves it standing still, with its
+-- link closed; the caller kills it or lets it go on. After a failure it goes on as well, by the caller.
+-- { seconds, bytes, connections_reset } | nil, message, code
+function dump.dump(sandbox, directory)
+  local found, message, code = criu.find(sandbox.server.directory)
+  if not found then
+    return nil, message, code
+  end
+  local ok
+  ok, message, code = dump.check(sandbox)
+  if not ok then
+    return nil, message, code
+  end
+  ok, message, code = quiesce(sandbox)
+  if not ok then
+    return nil, "quiesce: " .. message, code
+  end
+  local began = uv.hrtime()
+  local group = cgroup.directory(sandbox.server.cgroups, sandbox:key())
+  ok, message, code = sandbox.server.spawners:execute({ { "freeze", group, FREEZE } })
+  if not ok then
+    return nil, message, code
+  end
+  local connections, outside, leaves = dump.connections(sandbox.run.pid), outside_mounts(sandbox.run.pid), leaves_of(sandbox)
+  local memory = cgroup.usage(sandbox.server.cgroups, sandbox:key()).memory or 0
+  uv.fs_mkdir(directory, 448)
+  ok, message, code = dump.run(command(sandbox, found, directory, outside), directory, "dump.log", LEAST + memory / RATE)
+  local bytes, seconds = dump.size(directory), (uv.hrtime() - began) / 1e9
+  if ok then
+    ok, message, code = dump.write(directory, {
+      version = 1, criu = found.version, boot_id = host.boot_id(), created = now(), bytes = bytes, seconds = seconds,
+      connections = connections, outside = outside, leaves = leaves, nonce = sandbox.run.nonce,
+      deadlines = sandbox.run.deadlines, steering = sandbox.run.steering,
+    })
+  end
+  if not ok then
+    dump.remove(directory)
+    return nil, "dump: " .. message, code
+  end
+  return { seconds = seconds, bytes = bytes, connections_reset = connections }
+end
+
+return dump

@@ -1,0 +1,278 @@
+--- Bringing processes back from a dump, in an id range, groups and a network of their own.
+--
+-- Runs in the server. CRIU makes the namespaces anew; what it can't know it asks us at two of its
+-- stages, through a socket: the network is steered before anything in it is restored, and each
+-- process is put into its group before it runs. What fails leaves the dump as it was.
+local uv = require("luv")
+local async = require("tidepool.async")
+local cgroup = require("tidepool.server.cgroup")
+local core = require("tidepool.core")
+local criu = require("tidepool.server.memory.criu")
+local dump = require("tidepool.server.memory.dump")
+local image = require("tidepool.server.memory.image")
+local read_file = require("tidepool.file").read
+local random = require("tidepool.random")
+local steering = require("tidepool.server.steering")
+local transport = require("tidepool.transport")
+
+local restore = {}
+
+local OWN = "/.tidepool" -- init's directory inside
+local GROUPS = "/sys/fs/cgroup" -- where tidepool-criu mounts the sandbox's own, for the restored root to find
+local ENDING = 5 -- seconds that the processes of an earlier run get to be gone
+local LEAST, RATE = 30, 10 * 1048576 -- it may take so many seconds, and one more for so many bytes
+
+local function names(path)
+  local list, scan = {}, uv.fs_scandir(path)
+  while scan do
+    local name = uv.fs_scandir_next(scan)
+    if not name then
+      break
+    end
+    list[#list + 1] = name
+  end
+  return list
+end
+
+local function write_file(path, bytes)
+  local file, message = io.open(path, "wb")
+  local ok = file and file:write(bytes)
+  if file then
+    file:close()
+  end
+  if not ok then
+    return nil, message or "can't write " .. path, "EIO"
+  end
+  return true
+end
+
+-- A directory for this restore alone: the files of the dump, linked, and those that it changes.
+local function prepare(directory, work, base)
+  -- CRIU's restored root, who owns none of it, looks for files here by a descriptor of the directory.
+  local made, message, code = uv.fs_mkdir(work, 457) -- 0711, and above it is 0700
+  if not made then
+    return nil, message, code
+  end
+  for _, name in ipairs(names(directory)) do
+    local bytes
+    if name:find("^userns%-.*%.img$") then
+      bytes, message, code = image.map_ids(assert(read_file(directory .. "/" .. name)), base, 65536)
+    elseif name:find("^mountpoints%-.*%.img$") then
+      bytes, message, code = image.writable(assert(read_file(directory .. "/" .. name)), OWN)
+    elseif name:find("%.img$") then
+      made, message, code = uv.fs_link(directory .. "/" .. name, work .. "/" .. name)
+    end
+    if bytes then
+      made, message, code = write_file(work .. "/" .. name, bytes)
+    end
+    if not made or message then
+      return nil, message, code
+    end
+  end
+  uv.fs_mkdir(work .. "/root", 448)
+  return true
+end
+
+local function remove(work)
+  uv.fs_rmdir(work .. "/root")
+  dump.remove(work)
+end
+
+local function command(sandbox, found, work, manifest, options)
+  local argv = { sandbox.server.tools .. "/tidepool-criu" }
+  local function add(...)
+    for _, word in ipairs({ ... }) do
+      argv[#argv + 1] = word
+    end
+  end
+  add("--group", cgroup.directory(sandbox.server.cgroups, options.key))
+  local entered = {}
+  for name, below in pairs(sandbox.server.cgroups.limits) do
+    if sandbox.server.cgroups.controllers[name] == "v1" and not entered[below] then
+      entered[below] = true
+      add("--group", below .. "/" .. options.key)
+    end
+  end
+  add("--root", options.root, "--at", work .. "/root", "--uid-base", tostring(options.base))
+  add("--cgroup-at", GROUPS, "--")
+  add(unpack(found.command))
+  add("restore", "--images-dir", work, "--log-file", "restore.log", "-v1", "--root", work .. "/root")
+  add("--restore-detached", "--manage-cgroups=ignore", "--empty-ns", "net", "--tcp-established", "--file-locks")
+  add("--skip-in-flight", "--link-remap", "--action-script", argv[1])
+  for _, mount in ipairs(manifest.outside) do
+    add("--external", ("mnt[%s]:%s"):format(mount.key, mount.source or GROUPS))
+  end
+  argv.env = { "TIDEPOOL_CRIU_HOOK=" .. work .. "/hook", "PATH=" .. (os.getenv("PATH") or "/usr/sbin:/usr/bin:/sbin:/bin") }
+  return argv
+end
+
+-- Puts each process into the group that it was in.
+local function regroup(sandbox, manifest, options)
+  local leaf_of = {}
+  for leaf, pids in pairs(manifest.leaves) do
+    for _, pid in ipairs(pids) do
+      leaf_of[pid] = leaf
+    end
+  end
+  local cgroups = sandbox.server.cgroups
+  for pid in (read_file(cgroup.directory(cgroups, options.key) .. "/cgroup.procs") or ""):gmatch("%d+") do
+    local leaf = leaf_of[dump.inner(tonumber(pid))]
+    if leaf then
+      local fd, message, code = cgroup.leaf(cgroups, options.key, leaf, options.base)
+      if not fd then
+        return nil, message, code
+      end
+      fd:close()
+      local ok
+      ok, message, code = write_file(cgroup.directory(cgroups, options.key .. "/" .. leaf) .. "/cgroup.procs", pid)
+      if not ok then
+        return nil, message, code
+      end
+    end
+  end
+  return true
+end
+
+local stages = {}
+
+stages["setup-namespaces"] = function(sandbox, made, pid, manifest)
+  local pidfd, message, code = core.fd.pidfd(pid)
+  if not pidfd then
+    return nil, message, code
+  end
+  made.pid, made.pidfd = pid, pidfd
+  made.steering, message, code = steering.renew(sandbox.server.spawners, pidfd, pid, manifest.steering)
+  return made.steering, message, code
+end
+
+stages["post-restore"] = function(sandbox, _, _, manifest, options)
+  return regroup(sandbox, manifest, options)
+end
+
+-- Answers the hook until `stop` is called.
+local function listen(sandbox, work, made, manifest, options)
+  local listener, message, code = core.channel.listen(work .. "/hook")
+  if not listener then
+    return nil, message, code
+  end
+  local open = {}
+  local watching
+  watching = assert(async.watch(listener:number(), "r", function()
+    local channel = core.channel.accept(listener)
+    if not channel then
+      return
+    end
+    local peer
+    peer = transport.open(channel, {
+      on_message = function(text, fds)
+        transport.close_all(fds)
+        async.spawn(function()
+          local stage, pid = text:match("^(%S+) (%d+)$")
+          local step = stages[stage]
+          local ok, why, name
+          if not step then
+            why, name = "an unknown stage", "EPROTO"
+          else
+            ok, why, name = step(sandbox, made, tonumber(pid), manifest, options)
+          end
+          made.failure, made.failure_code = not ok and why or nil, not ok and name or nil
+          peer:send(ok and "ok" or "no")
+        end)
+        return true
+      end,
+    })
+    open[#open + 1] = peer
+  end))
+  watching:start()
+  return function()
+    watching:close()
+    listener:close()
+    for _, peer in ipairs(open) do
+      peer:close()
+    end
+    uv.fs_unlink(work .. "/hook")
+  end
+end
+
+local function run(sandbox, found, work, manifest, options, made)
+  -- Who was restored before is the host's init's child, and in the groups until that has noticed its end.
+  local till = uv.hrtime() + ENDING * 1e9
+  local ok, message, code = cgroup.remove(sandbox.server.cgroups, options.key)
+  while code == "EBUSY" and uv.hrtime() < till do
+    async.sleep(0.005)
+    ok, message, code = cgroup.remove(sandbox.server.cgroups, options.key)
+  end
+  if ok then
+    local create = cgroup.steps(sandbox.server.cgroups, options.key, options.base, options.limits)
+    ok, message, code = sandbox.server.spawners:execute(create)
+  end
+  if not ok then
+    return nil, message, code
+  end
+  local stop
+  stop, message, code = listen(sandbox, work, made, manifest, options)
+  if not stop then
+    return nil, message, code
+  end
+  local argv = command(sandbox, found, work, manifest, options)
+  ok, message, code = dump.run(argv, work, "restore.log", LEAST + manifest.bytes / RATE)
+  stop()
+  if not ok then
+    return nil, made.failure or message, made.failure_code or code
+  elseif not made.pid or not made.steering then
+    return nil, "CRIU has not told of init", "EPROTO"
+  end
+  return true
+end
+
+--- Restores a dump. options: base, of the id range; key, of the control groups; root, the path of the
+-- files; limits, as of container.start.
+-- { pid, pidfd, steering, manifest } | nil, message, code; a failure leaves nothing behind but the dump.
+function restore.restore(sandbox, directory, options)
+  local found, message, code = criu.find(sandbox.server.directory)
+  if not found then
+    return nil, message, code
+  end
+  local manifest = dump.read(directory)
+  if not manifest then
+    return nil, "its memory image is not whole", "ENOENT"
+  end
+  local work = ("%s/memory/restore-%s"):format(sandbox.server.directory, random.hex(8))
+  local made = { manifest = manifest }
+  local ok
+  ok, message, code = prepare(directory, work, options.base)
+  if ok then
+    ok, message, code = run(sandbox, found, work, manifest, options, made)
+  end
+  if not ok then
+    cgroup.kill(sandbox.server.cgroups, options.key)
+    if made.steering then
+      steering.close(made.steering)
+    end
+    if made.pidfd then
+      made.pidfd:close()
+    end
+    restore.keep_log(work, directory)
+  end
+  remove(work)
+  if not ok then
+    return nil, "restore: " .. message, code
+  end
+  return made
+end
+
+--- For whoever looks into a failure.
+function restore.keep_log(work, directory)
+  uv.fs_rename(work .. "/restore.log", directory .. "/restore.log")
+end
+
+--- Removes what restores of an earlier server have left.
+function restore.sweep(state)
+  for _, name in ipairs(names(state .. "/memory")) do
+    if name:find("^restore%-") then
+      remove(state .. "/memory/" .. name)
+    end
+  end
+end
+
+return restore

@@ -1,0 +1,117 @@
+--- Hibernating and waking: a sandbox's life between its processes and their files on disk.
+--
+-- Runs in the server, always with the sandbox's lock held. The database says what holds when the
+-- server is killed at any instant: "running" until the dump is whole, "hibernated" from then on, also
+-- while its processes are being killed, "waking" until the restored ones are known.
+local uv = require("luv")
+local async = require("tidepool.async")
+local cgroup = require("tidepool.server.cgroup")
+local egress = require("tidepool.server.egress")
+local host = require("tidepool.server.host")
+local log = require("tidepool.server.log")
+local memory = require("tidepool.server.memory")
+local processes = require("tidepool.server.processes")
+local step = require("tidepool.server.step")
+
+local sleep = {}
+
+local function now()
+  local seconds, micros = uv.gettimeofday()
+  return seconds + micros / 1e6
+end
+
+-- Lets it go on after a dump that failed, with a link again.
+local function go_on(sandbox)
+  cgroup.thaw(sandbox.server.cgroups, sandbox:key())
+  if sandbox.link then
+    return
+  end
+  local ok, message = sandbox:connect()
+  if ok then
+    ok, message = processes.adopt(sandbox)
+  end
+  if not ok then
+    sandbox:end_run(0, "init does not answer: " .. message)
+  end
+end
+
+--- Puts the memory of a running sandbox on disk and ends its processes, which don't notice.
+-- { seconds, bytes, connections_reset } | nil, message, code; a failure leaves it running.
+function sleep.hibernate(sandbox)
+  memory.forget(sandbox)
+  local took, message, code = memory.dump(sandbox, memory.directory(sandbox))
+  if took then
+    step("dumped")
+    local recorded
+    recorded, message, code = sandbox:record("hibernated", nil, sandbox.run)
+    took = recorded and took
+  end
+  if not took then
+    memory.forget(sandbox)
+    go_on(sandbox)
+    return nil, ("hibernate %s: %s"):format(sandbox.name, message), code
+  end
+  step("hibernated")
+  processes.pause(sandbox)
+  local ok
+  ok, message, code = sandbox:end_run(0, "hibernated")
+  if not ok then
+    return nil, message, code
+  end
+  log.info("memory_dumped", { sandbox = sandbox.name, bytes = took.bytes, seconds = took.seconds })
+  return took
+end
+
+--- Brings it back from disk: true | nil, message, code; a failure leaves it hibernated, with its image.
+function sleep.wake(sandbox)
+  local server, directory = sandbox.server, memory.directory(sandbox)
+  local function failed(message, code)
+    return nil, ("wake %s: %s (open --cold starts it from its files)"):format(sandbox.name, message), code
+  end
+  local manifest = memory.read(directory)
+  if not manifest then
+    return failed("its memory image is not whole", "ENOENT")
+  end
+  local base, message, code = server.ids:allocate()
+  if not base then
+    return failed(message, code)
+  end
+  local key = sandbox:key()
+  local recorded
+  recorded, message, code = sandbox:record("waking", nil, {
+    base = base, nonce = manifest.nonce, boot_id = host.boot_id(), key = key, restored = true,
+    deadlines = manifest.deadlines,
+  })
+  if not recorded then
+    server.ids:release(base)
+    return failed(message, code)
+  end
+  step("waking")
+  sandbox.gone, sandbox.stopping = async.event(), nil
+  egress.trust(sandbox)
+  local made
+  made, message, code = memory.restore(sandbox, directory, {
+    base = base, key = key, root = server.storage:path(sandbox.root), limits = sandbox:limits(),
+  })
+  if not made then
+    sandbox:release(base)
+    sandbox:record_fact("hibernated", "wake failed: " .. message, nil)
+    return failed(message, code)
+  end
+  step("restored")
+  local ok
+  ok, message, code = sandbox:begin(made)
+  if not ok then
+    return failed(message, code)
+  end
+  memory.forget(sandbox)
+  processes.resume(sandbox, math.max(0, now() - manifest.created))
+  ok, message, code = processes.adopt(sandbox)
+  if not ok then
+    return failed(message, code)
+  end
+  log.info("sandbox_woken", { sandbox = sandbox.name })
+  return true
+end
+
+return sleep

@@ -1,0 +1,230 @@
+-- Hibernation: the memory of a sandbox goes to disk and comes back, and nothing inside notices.
+local support = require("spec.support")
+local async = require("tidepool.async")
+local uv = require("luv")
+
+describe("a sandbox that hibernates", function()
+  local server, client
+
+  -- CRIU comes from a mirror; a machine that reaches none can't show anything of this.
+  setup(function()
+    support.needs_root()
+    server = support.shared()
+    client = server.client
+    support.image("minimal")
+    local got, message = client:call("memory_install", {})
+    server.missing = not got and message or nil
+  end)
+
+  before_each(function()
+    if server.missing then
+      pending("needs CRIU: " .. server.missing)
+    end
+  end)
+
+  local function state_of(box)
+    local info = assert(box:info())
+    return info.state, info.reason
+  end
+
+  local function lines(process)
+    return assert(process:logs({ follow = false })).text
+  end
+
+  local COUNT = "i=0; while :; do i=$((i+1)); echo $i; sleep 0.1; done"
+
+  it("goes on where it was: same process, same output, no memory in between", function()
+    local box = server:sandbox()
+    local process = assert(box:start(COUNT, { name = "count" }))
+    assert(process:wait_log("^3$"))
+    local before, group = assert(process:info()), support.cgroup_of(box)
+    local took = assert(box:hibernate())
+    assert.is_true(took.bytes > 4096 and took.seconds > 0)
+    assert.equal(0, took.connections_reset)
+    assert.equal("hibernated", (state_of(box)))
+    assert.is_nil(uv.fs_stat(group .. "/cgroup.procs"))
+
+    assert.equal("running", assert(box:wake()).state)
+    local after = assert(process:info())
+    assert.same({ before.id, before.pid, before.started }, { after.id, after.pid, after.started })
+    assert(process:wait_log("^9$"))
+    assert.match("^1\n2\n3\n4\n5\n6\n7\n8\n9\n", lines(process))
+    assert.equal(143, 128 + assert(process:kill()).signal)
+    assert.equal("hi\n", box:exec("echo hi").stdout)
+  end)
+
+  it("wakes again and again, and sleeps again", function()
+    local box = server:sandbox()
+    local process = assert(box:start(COUNT, { name = "count" }))
+    for round = 1, 4 do
+      assert(process:wait_log("^" .. round * 3 .. "$"))
+      assert(box:hibernate())
+      assert(box:wake())
+    end
+    assert(process:wait_log("^15$"))
+  end)
+
+  it("is woken by whatever is asked of it, once, however many ask", function()
+    local box = server:sandbox()
+    local process = assert(box:start(COUNT, { name = "count" }))
+    assert(box:hibernate())
+    local outputs = {}
+    async.run(function()
+      local tasks = {}
+      for i = 1, 8 do
+        tasks[i] = function()
+          outputs[i] = assert(box:exec("echo " .. i)).stdout
+        end
+      end
+      async.all(tasks)
+    end)
+    assert.same({ "1\n", "2\n", "3\n", "4\n", "5\n", "6\n", "7\n", "8\n" }, outputs)
+    assert.is_nil(assert(process:info()).kind)
+    assert(box:hibernate())
+    assert(process:signal("KILL"))
+    assert.equal("KILL", assert(process:wait(5)).signal_name or "KILL")
+  end)
+
+  it("sleeps through the death of its server", function()
+    local own = support.server()
+    local box = own:sandbox()
+    uv.fs_symlink(server.state .. "/criu", own.state .. "/criu")
+    local process = assert(box:start(COUNT, { name = "count" }))
+    assert(process:wait_log("^3$"))
+    assert(box:hibernate())
+    own:kill()
+    assert.equal("hibernated", (state_of(box)))
+    assert(box:wake())
+    assert(process:wait_log("^9$"))
+    own:kill()
+    assert(process:wait_log("^15$"))
+  end)
+
+  it("has its own network again, and refuses what it refused", function()
+    local box = server:sandbox()
+    local look = "ip addr show lo; ip route show table local; nc -w 2 1.2.3.4 80 </dev/null; echo $?; nc -w 2 127.0.0.1 80; echo $?"
+    local before = assert(box:exec(look)).stdout
+    assert.match("10%.200%.0%.2", before)
+    assert(box:hibernate())
+    assert.equal(before, assert(box:exec(look)).stdout)
+  end)
+
+  it("keeps limits, groups and what is protected", function()
+    local box = server:sandbox({ memory = 100 * 1048576 })
+    local process = assert(box:start(COUNT, { name = "count" }))
+    assert(box:hibernate())
+    assert(box:wake())
+    assert.match("^tmpfs /.tidepool tmpfs ro,", assert(box:exec("grep tidepool /proc/mounts")).stdout)
+    local leaf = assert(box:exec("cat /proc/" .. assert(process:info()).pid .. "/cgroup", { user = "root" })).stdout:match("0::/(%S+)")
+    assert.match("^%x+$", leaf)
+    assert(process:kill(0))
+    assert.is_nil(uv.fs_stat(support.cgroup_of(box) .. "/" .. leaf))
+  end)
+
+  it("is refused, untouched, when something can't be captured, which is named", function()
+    local box = server:sandbox()
+    local process = assert(box:start(COUNT, { name = "count" }))
+    local handle, pid = uv.spawn("unshare", { args = { "--user", "sleep", "60" } }, function() end)
+    assert(support.eventually(function()
+      return uv.fs_readlink(("/proc/%d/ns/user"):format(pid)) ~= uv.fs_readlink("/proc/self/ns/user")
+    end))
+    local group = assert(io.open(support.cgroup_of(box) .. "/cgroup.procs", "w"))
+    group:write(pid)
+    group:close()
+    local took, message, code = box:hibernate()
+    uv.kill(pid, "sigkill")
+    handle:close()
+    assert.is_nil(took)
+    assert.equal("ENOTSUP", code)
+    assert.match("process %d+ %(sleep%) uses a user namespace of its own", message)
+    assert.equal("running", (state_of(box)))
+    assert(process:wait_log("^5$"))
+  end)
+
+  it("stays asleep when it can't be woken, says why, and starts from its files when told to", function()
+    local box = server:sandbox()
+    assert(box:exec("echo kept > /workspace/file"))
+    assert(box:start(COUNT, { name = "count" }))
+    assert(box:hibernate())
+    local directory = ("%s/memory/%d"):format(server.state, assert(box:info()).id)
+    assert(uv.fs_rename(directory .. "/pstree.img", directory .. "/away"))
+    local awake, message, code = box:wake()
+    assert.same({ nil, "EIO" }, { awake, code })
+    assert.match("%-%-cold", message)
+    local state, reason = state_of(box)
+    assert.equal("hibernated", state)
+    assert.match("wake failed", reason)
+
+    assert(uv.fs_rename(directory .. "/away", directory .. "/pstree.img"))
+    assert(box:wake())
+    assert.equal(1, assert(box:info()).processes)
+    assert(box:hibernate())
+    assert.equal("running", assert(client:call("open", { name = box.name, cold = true })).state)
+    assert.equal(0, assert(box:info()).processes)
+    assert.equal("kept\n", box:exec("cat /workspace/file").stdout)
+    assert.is_nil(uv.fs_stat(directory))
+  end)
+
+  it("leaves nothing on disk when it is stopped or destroyed", function()
+    local box = server:sandbox()
+    assert(box:hibernate())
+    local directory = ("%s/memory/%d"):format(server.state, assert(box:info()).id)
+    assert.truthy(uv.fs_stat(directory))
+    assert(box:stop())
+    assert.equal("stopped", (state_of(box)))
+    assert.is_nil(uv.fs_stat(directory))
+    assert(box:wake())
+    assert(box:hibernate())
+    assert(box:destroy())
+    assert.is_nil(uv.fs_stat(directory))
+  end)
+
+  it("gets back one of everything that a process may hold", function()
+    support.image("debian")
+    local box = server:sandbox({ image = "debian", cpu = 2 })
+    assert(box:write("/workspace/everything.py", assert(support.read("spec/support/everything.py"))))
+    for _, tty in ipairs({ false, true }) do
+      local directory = tty and "/workspace/tty" or "/workspace/pipes"
+      assert(box:mkdir(directory))
+      local process = assert(box:start({ "python3", "/workspace/everything.py", directory }, { tty = tty, stdin = true }))
+      assert(process:attach({ input = true }))
+      assert(process:expect("ready", { timeout = 20 }))
+      for round = 1, 3 do
+        assert(process:write("check\n"))
+        local text = assert(process:expect("checked " .. round .. ": [^\n]*\n", { timeout = 20 }))
+        assert.match("checked " .. round .. ": all well\r?\n$", text)
+        assert(box:hibernate())
+        assert(box:wake())
+        assert(process:attach({ input = true, offset = -1 }))
+      end
+      process:kill(0)
+    end
+  end)
+
+  it("does not see the time of its sleep in its monotonic clock", function()
+    local box = server:sandbox()
+    local function uptime()
+      return tonumber(assert(box:exec("cat /proc/uptime")).stdout:match("^[%d.]+"))
+    end
+    local before = uptime()
+    assert(box:hibernate())
+    async.run(async.sleep, 3)
+    assert(box:wake())
+    assert.is_true(uptime() - before < 2.5)
+  end)
+end)
+
+describe("without CRIU", function()
+  it("hibernation says how to get it, and changes nothing", function()
+    support.needs_root()
+    if uv.fs_stat("/usr/sbin/criu") then
+      pending("needs a machine without CRIU")
+    end
+    local server = support.server()
+    local box = server:sandbox()
+    local took, message, code = box:hibernate()
+    assert.same({ nil, "ENOPKG" }, { took, code })
+    assert.match("memory install", message)
+    assert.equal("running", assert(box:info()).state)
+  end)
+end)
