@@ -116,6 +116,7 @@ static void work(void *data, int report_fd) {
   char digest[TP_DIGEST_HEX + 1], diff_id[TP_DIGEST_HEX + 1];
   pack->report_fd = report_fd;
   int result = tp_confine_enter(TP_CONFINE_READ, job->tree_mount, job->userns, INT64_MAX, &err);
+  tp_report_progress(&pack->report, report_fd, &pack->reported);
   if (result == 0)
     result = pack_tree(job, &err);
   tp_sink_close(&pack->sink);

@@ -22,9 +22,9 @@ void tp_report_progress(struct tp_report *report, int report_fd, int64_t *report
     return;
   *reported = ms;
   report->kind = TP_REPORT_PROGRESS;
-  /* A supervisor that is gone takes us with it (PR_SET_PDEATHSIG), so the result says nothing. */
+  /* A supervisor that is gone takes us with it, but for one that went before we asked for that. */
   if (write(report_fd, report, sizeof *report) < 0)
-    return;
+    _exit(1);
 }
 
 void tp_report_end(struct tp_report *report, int report_fd, int result, const struct tp_error *err) {

@@ -13,7 +13,8 @@
 int tp_supervise(void (*work)(void *data, int report_fd), void *data, bool keeps_stdin,
                  struct tp_report *last, struct tp_error *err);
 
-/* In the worker: about five times a second, send the report as it stands. */
+/* In the worker: about five times a second, send the report as it stands. The first time at once, as
+ * soon as it is confined; ends the worker when nobody listens. */
 void tp_report_progress(struct tp_report *report, int report_fd, int64_t *reported);
 
 /* In the worker: its last word; never returns. */

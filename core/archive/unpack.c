@@ -210,6 +210,7 @@ static void work(void *data, int report_fd) {
   close(job->target);
   unpack->report_fd = report_fd;
   int result = tp_confine_enter(TP_CONFINE_WRITE, job->tree, job->userns, unpack->max_bytes, &err);
+  tp_report_progress(&unpack->report, report_fd, &unpack->reported);
   umask(022);
   for (unsigned i = 0; result == 0 && i < options->layer_count; i++)
     result = tp_layer_apply(unpack, &options->layers[i], &err);

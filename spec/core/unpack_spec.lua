@@ -485,6 +485,47 @@ describe("tidepool-unpack", function()
     end)
   end)
 
+  describe("--index", function()
+    local function index(bytes)
+      local file = tar.write(scratch .. "/outer", bytes)
+      return file, support.run({ "sh", "-c", 'exec "$1" --index <"$2"', "sh", paths.tool("tidepool-unpack"), file })
+    end
+
+    it("tells where the files of a tar are, so that a layer is read in place", function()
+      local layer = tar.new():add({ name = "file", content = "in place" }):bytes()
+      local outer = tar.new():all({
+        { name = "blobs/", type = "directory" },
+        { name = "./blobs/layer", content = layer, pax = { ["SCHILY.xattr.user.x"] = ("y"):rep(2000) } },
+        { name = "blobs/same", type = "hardlink", target = "blobs/layer" },
+        { name = "blobs/link", type = "symlink", target = "/etc/passwd" },
+        { name = "a b", content = "no name of ours" },
+        { name = "index.json", content = "{}" },
+      })
+      local file, result = index(outer:bytes())
+      assert.equal("", result.stderr)
+      local at, length, document = result.stdout:match("^(%d+) (%d+) blobs/layer\n(%d+) 2 index.json\n$")
+      assert.equal(tostring(#layer), length)
+      local extra = { "--layer", file, "--at", at, "--length", length, "--digest", sha256(layer) }
+      assert.equal("", run(extra).stderr)
+      assert.equal("in place", content("file"))
+      local printed = support.run({ paths.tool("tidepool-unpack"), "--print", file, "--at", document, "--length", "2" })
+      assert.equal("{}", printed.stdout)
+      extra[6] = tostring(length - 512)
+      assert.matches("^EBADMSG: ", run(extra).stderr)
+      extra[4], extra[6] = "99999999", length
+      assert.matches("^EBADMSG: ", run(extra).stderr)
+    end)
+
+    it("refuses what is no tar, or was cut", function()
+      local cut = tar.new():add({ name = "file", content = ("x"):rep(5000) }):bytes():sub(1, 2000)
+      for _, bytes in ipairs({ ("\1"):rep(2000), cut }) do
+        local _, result = index(bytes)
+        assert.equal(1, result.code)
+        assert.matches("^EBADMSG: ", result.stderr)
+      end
+    end)
+  end)
+
   it("refuses a wrong command line with status 2", function()
     for _, arguments in ipairs({ {}, { "--layer" }, { "--frobnicate" }, { "--layer", "x", "--digest", "md5:0" },
       { "--layer", "x", "--max-bytes", "-1" }, { "--layer", "x", "--count", "0" } }) do
