@@ -198,6 +198,9 @@ function dump.run(argv, directory, log, limit)
     uv.fs_unlink(directory .. "/said")
     return true
   end
+  if result.signal ~= 0 then
+    return nil, "CRIU was killed by signal " .. result.signal, "EINTR"
+  end
   local name, complaint = (read_file(directory .. "/said") or ""):match("^(E%u+): ([^\n]*)")
   return nil, complaint or dump.complaint(directory, log), name or "EIO"
 end
