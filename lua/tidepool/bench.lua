@@ -12,7 +12,7 @@ local paths = require("tidepool.paths")
 local bench = {}
 
 -- In the order in which they run; spec/bench/FILE.lua returns one or a list of them.
-local FILES = { "create", "exec", "output", "files", "idle", "egress", "archive" }
+local FILES = { "create", "exec", "output", "files", "idle", "egress", "snapshot", "archive" }
 local NAMES = {
   create_first_exit = "create", exec_true = "exec", output_20mb = "output",
   file_write = "files", file_read = "files", idle_memory = "idle", create_rate = "idle",
@@ -21,6 +21,10 @@ local NAMES = {
   egress_requests_512 = "egress", egress_throughput_core = "egress", egress_throughput = "egress",
   egress_connection_idle = "egress", egress_connection_busy = "egress", egress_attach_100 = "egress",
   egress_latency_1_of_100 = "egress", egress = "egress",
+  snapshot_pause_small = "snapshot", snapshot_total_small = "snapshot", restore_first_exec_small = "snapshot",
+  fork_1_small = "snapshot", fork_8_small = "snapshot", fork_100_small = "snapshot", snapshot_pause_big = "snapshot",
+  snapshot_total_big = "snapshot", restore_first_exec_big = "snapshot", fork_1_big = "snapshot", fork_8_big = "snapshot",
+  fork_100_big = "snapshot", freeze = "snapshot", wake = "snapshot", thaw_first_exec = "snapshot", snapshot = "snapshot",
   export_rate = "archive", import_rate = "archive", archive = "archive",
 }
 
