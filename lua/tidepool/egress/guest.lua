@@ -101,7 +101,8 @@ local function install(self, policies, states)
   return true
 end
 
---- spec: id, name, labels, image, policies, revision, ca = { cert, key }, names, states.
+--- spec: id, name, labels, image, policies, revision, ca = { cert, key }, names, states, again
+-- (whether it was served before in this run).
 -- handles: tcp4, tcp6, udp4, udp6, map, link. A policy that is broken denies everything.
 function guest.new(service, spec, handles)
   local self = setmetatable({
@@ -113,7 +114,7 @@ function guest.new(service, spec, handles)
     revision = spec.revision,
     handles = handles,
     ca_files = spec.ca,
-    names = names.new(spec.names),
+    names = names.new(spec.names, spec.again),
     leaves = {},
     leaf_count = 0,
     connections = 0,

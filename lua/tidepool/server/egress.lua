@@ -90,7 +90,7 @@ local function attachment(sandbox)
   return {
     id = sandbox.id, name = sandbox.name, labels = sandbox.spec.labels, image = sandbox.image,
     policies = list, revision = own.revision, ca = own.ca, names = names, states = states,
-    secrets = server.secrets:for_egress(), mode = own.steering.mode,
+    secrets = server.secrets:for_egress(), mode = own.steering.mode, again = own.served,
   }
 end
 
@@ -131,7 +131,7 @@ local function attach(sandbox)
     process:call("detach", { id = sandbox.id }) -- it has ended meanwhile
     return nil, "sandbox is not running: " .. sandbox.name, "ESTOPPED"
   end
-  own.process, own.told, own.problem = process, revision, nil
+  own.process, own.told, own.problem, own.served = process, revision, nil, true
   return steering.open(made)
 end
 
@@ -299,6 +299,7 @@ end
 --- has ended as well. Returns true | nil, message, code.
 function egress.adopt(sandbox)
   local own, server = sandbox.egress, sandbox.server
+  own.served = true
   egress.trust(sandbox)
   local member, entry = server.egress:holder(sandbox.id)
   if member then
