@@ -90,12 +90,22 @@ local function look(self)
   return true
 end
 
+-- Why a client that does not speak TLS 1.2 can't be served.
+local function wrong_version(hello)
+  for _, version in ipairs(hello.versions) do
+    if version == 0x0304 then
+      return "the client speaks only TLS 1.3; let it speak 1.2, or let a policy pass it through"
+    end
+  end
+  return "the client speaks only versions of TLS before 1.2"
+end
+
 -- TLS with the client, under a certificate of the sandbox's own CA. true | false.
 local function secure(self)
   local guest = self.guest
   if not self.hello.has_tls12 then
     self.conn:alert(ALERT.protocol_version)
-    record(self, { action = "deny", reason = "the client speaks only TLS 1.3; let it speak 1.2, or let a policy pass it through" })
+    record(self, { action = "deny", reason = wrong_version(self.hello) })
     return false
   end
   local identity, message = guest:identity(self.sni or self.host or self.address)

@@ -237,8 +237,11 @@ function exchange.run(session, request)
   local ok, again = xpcall(go, debug.traceback, self)
   if not ok then
     async.on_error(again)
-    self.outcome = { action = "deny", reason = "internal error; the server's log has it" }
     again = false
+    if not self.status then
+      pcall(requests.refuse, self, 500, "internal error; the server's log has it")
+    end
+    self.outcome = { action = "deny", reason = "internal error; the server's log has it" }
   end
   if self.up then
     self.up:reset()
