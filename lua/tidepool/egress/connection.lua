@@ -81,7 +81,10 @@ local function look(self)
   self.protocol = kind == "tls" and "tls" or (kind == "http" or kind == "h2") and "http" or "tcp"
   self.tls = kind == "tls"
   self.http2 = kind == "h2"
-  if self.tls then
+  if kind == "other" and info and info:byte() == 22 then
+    -- A server may be more lenient than we are, and see a name in it.
+    self.mismatch = "what begins like TLS is malformed, or asks for what is no host"
+  elseif self.tls then
     self.hello, self.sni, self.alpn = info, info.sni, info.alpn
     if self.sni and self.sni ~= self.host then
       self.mismatch = ("TLS asks for %s, the connection is to %s"):format(self.sni, self.host or self.address)
