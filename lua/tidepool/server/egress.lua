@@ -302,19 +302,23 @@ function egress.adopt(sandbox)
   own.served = true
   egress.trust(sandbox)
   local member, entry = server.egress:holder(sandbox.id)
-  if member then
-    local names, fds = member.process:call("handles", { id = sandbox.id })
-    if names then
+  local one = member and member.process
+  if one then
+    local names, fds = one:call("handles", { id = sandbox.id })
+    if names and not one.dead then
       local made = { mode = sandbox.run.steering }
       for i, name in ipairs(type(names) == "table" and names or HANDLES) do
         made[name] = fds[i]
       end
       member.sandboxes[sandbox.id] = sandbox
-      own.member, own.process, own.steering, own.told = member, member.process, made, entry.revision
+      own.member, own.process, own.steering, own.told = member, one, made, entry.revision
       steering.open(made)
       return egress.push(sandbox)
     end
-    member.process:call("detach", { id = sandbox.id }) -- what it holds and can't give is in the way of the new ones
+    for _, fd in ipairs(names and fds or {}) do
+      fd:close() -- it ended meanwhile
+    end
+    one:call("detach", { id = sandbox.id }) -- what it holds and can't give is in the way of the new ones
   end
   return resteer(sandbox)
 end

@@ -268,7 +268,7 @@ function Pool:lost(member, lost, message)
   if member.process ~= lost or member.starting then
     return -- whoever starts it sees the start fail
   end
-  member.process = nil
+  member.process, member.inventory = nil, nil
   member.ready:set(nil, message, "ECONNRESET")
   member.ready = async.event()
   for _, sandbox in pairs(member.sandboxes) do
@@ -387,6 +387,38 @@ function egress_pool.bases(db)
   return rows
 end
 
+-- One may end at any moment of this: then `lost` has seen to it.
+local function adopt_one(self, row)
+  local member = add(self, row.number, row.key)
+  local one, message = process.adopt(options_of(self, member), row)
+  member.process = one
+  local list
+  if one then
+    list, message = one:call("inventory", {})
+  end
+  if list and not one.dead then
+    member.inventory = {}
+    for _, entry in ipairs(list) do
+      member.inventory[entry.id] = entry
+    end
+    self.owner.adopted(member)
+  end
+  if list and not one.dead then
+    member.ready:set(true)
+    async.spawn(one.call, one, "configure", configuration()) -- the host may have changed meanwhile
+    log.info("egress_adopted", { number = row.number, egress_pid = row.pid, sandboxes = #list })
+    return
+  end
+  log.warn("egress_not_adopted", { number = row.number, message = message })
+  if member.process then
+    one:finish()
+  end
+  if self.members[row.number] == member then
+    self.members[row.number] = nil
+    forget(self, row.number, row.base)
+  end
+end
+
 --- Takes over what an earlier server left. member.inventory: id -> { revision } of what each serves.
 function Pool:adopt()
   local rows, message, code = self.server.state.db:rows("SELECT number, pid, start_time, boot_id, base, key FROM egress_processes")
@@ -394,31 +426,7 @@ function Pool:adopt()
     return nil, message, code
   end
   for _, row in ipairs(rows) do
-    local member = add(self, row.number, row.key)
-    local list
-    member.process, message = process.adopt(options_of(self, member), row)
-    if member.process then
-      list, message = member.process:call("inventory", {})
-    end
-    if list then
-      self.owner.adopted(member)
-    end
-    if list then
-      member.inventory = {}
-      for _, entry in ipairs(list) do
-        member.inventory[entry.id] = entry
-      end
-      member.ready:set(true)
-      async.spawn(member.process.call, member.process, "configure", configuration()) -- the host may have changed meanwhile
-      log.info("egress_adopted", { number = row.number, egress_pid = row.pid, sandboxes = #list })
-    else
-      log.warn("egress_not_adopted", { number = row.number, message = message })
-      if member.process then
-        member.process:finish()
-      end
-      self.members[row.number] = nil
-      forget(self, row.number, row.base)
-    end
+    adopt_one(self, row)
   end
   return true
 end
@@ -437,7 +445,8 @@ function Pool:reconcile()
   for _, member in pairs(self.members) do
     for id in pairs(member.inventory or {}) do
       if not member.sandboxes[id] then
-        async.spawn(member.process.call, member.process, "detach", { id = id })
+        local one = member.process
+        async.spawn(one.call, one, "detach", { id = id })
       end
     end
     member.inventory = nil
