@@ -82,7 +82,7 @@ describe("the sandbox's certificate is trusted", function()
     trusted({ "sh", "-c" }, { user = "root" })
   end)
 
-  it("under sudo, which clears the environment", function()
+  it("under sudo", function()
     trusted({ "sudo", "-n", "sh", "-c" })
   end)
 
@@ -95,6 +95,21 @@ describe("the sandbox's certificate is trusted", function()
     local result = assert(shell:exec(script(), { timeout = 60 }))
     shell:close()
     assert.same(all("hello from nginx"), outcomes(result.stdout), result.stderr)
+  end)
+
+  -- Such as Node's own builds, and requests from PyPI.
+  it("by programs with a bundle of their own, which the environment tells of it, under sudo too", function()
+    local own = [[node --use-bundled-ca -e 'fetch("https://web.test/").then(r => r.text()).then(t => process.stdout.write(t))' &&
+python3 -c 'import sys, glob; sys.path.insert(0, glob.glob("/usr/share/python-wheels/pip-*.whl")[0])
+from pip._vendor import requests; requests.adapters.DEFAULT_CA_BUNDLE_PATH = glob.glob("/usr/share/ca-certificates/mozilla/*.crt")[0]
+print(requests.get("https://web.test/").text, end="")']]
+    for _, words in ipairs({ { "sh", "-c", own }, { "sudo", "-n", "sh", "-c", own } }) do
+      local result = assert(box:exec(words, { timeout = 60 }))
+      assert.equal(("hello from nginx\n"):rep(2), result.stdout, result.stderr)
+    end
+    assert.not_equal(0, assert(box:exec({ "env", "-i", "/bin/sh", "-c", own }, { timeout = 60 })).exit_code)
+    local names = [[env | grep -E '/(ca-certificates|tidepool)[.]crt$' | sort]]
+    assert.equal(box:exec({ "sh", "-c", names }).stdout, box:exec({ "sudo", "-n", "sh", "-c", names }).stdout)
   end)
 
   it("with no environment at all, as cron has it", function()
