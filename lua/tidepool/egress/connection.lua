@@ -111,6 +111,7 @@ local function secure(self)
     record(self, { action = "deny", reason = wrong_version(self.hello) })
     return false
   end
+  guest:take_turn()
   local identity, message = guest:identity(self.sni or self.host or self.address)
   if not identity then
     record(self, { action = "deny", reason = "no certificate for this host: " .. tostring(message) })
@@ -128,6 +129,7 @@ local function refuse(self, verdict)
   record(self, verdict)
   local speaks_http = self.protocol == "http" and not self.http2
   if self.tls and self.guest.ca_files and self.hello.has_tls12 then
+    self.guest:take_turn()
     local identity = self.guest:identity(self.sni or self.host or self.address)
     speaks_http = identity and self.conn:accept_tls(identity, HELLO_TIMEOUT)
   elseif self.tls then

@@ -23,6 +23,7 @@ local RENEW = 2 * 86400 -- seconds before its end that a certificate is minted a
 local SAVE_AFTER = 1 -- seconds between a change of a policy's state and its saving
 local PAUSE = 0.2 -- seconds
 local ACCEPTS = 64 -- connections accepted in one turn of the loop
+local HANDSHAKES, WINDOW = 2, 0.001 -- of TLS, begun at once and a sandbox, and the seconds until the next ones
 
 local function services_of(self)
   return {
@@ -123,6 +124,7 @@ function guest.new(service, spec, handles)
     pool = pool.new(),
     watches = {},
     told = {}, -- hosts that a secret went to
+    begun = 0, -- handshakes in this window
   }, Guest)
   local ok, message = install(self, spec.policies or {}, decode_states(spec.states))
   if not ok then
@@ -277,6 +279,22 @@ function Guest:record(verdict, about)
   about.reason = about.reason and head.reason(about.reason)
   about.policy = about.policy or verdict.policy
   self.service.audit:add(about)
+end
+
+--- Waits until a handshake may begin. Each is a millisecond or two of the process, in which nobody else is served;
+-- a thousand at once are one sandbox's way to hold up the others.
+function Guest:take_turn()
+  while self.begun >= HANDSHAKES do
+    self.window:wait()
+  end
+  self.begun = self.begun + 1
+  if self.begun == 1 then
+    self.window = async.event()
+    async.after(WINDOW, function()
+      self.begun = 0
+      self.window:set(true)
+    end)
+  end
 end
 
 --- The certificate for a host or address, minted when first needed.
