@@ -160,9 +160,7 @@ describe("an upstream", function()
   end)
 
   it("is not reached by what is not HTTP unless a policy relays it", function()
-    for _, steps in ipairs({ { { send = "\0\1\2\3" } }, {} }) do
-      assert.equal("reset", talk.run(box, { host = "echo.test", port = 80, steps = steps }).ended)
-    end
+    assert.equal("reset", talk.run(box, { host = "echo.test", port = 80, steps = { { send = "\0\1\2\3" } } }).ended)
     assert.is_truthy(talk.entry(box, { action = "deny", host = "echo.test", port = 80, reason = "not HTTP" }))
     assert.equal("reset", talk.run(box, { host = "echo.test", port = 25, steps = { { send = "EHLO\r\n" } } }).ended)
     assert.is_truthy(talk.entry(box, { action = "deny", host = "echo.test", port = 25, reason = "port is not on the list" }))
