@@ -173,6 +173,11 @@ describe("a hostile policy", function()
     assert.matches("^HTTP/1.1 200 ", ask(evil, "/deed/fine"))
   end)
 
+  it("leaves a line for what it fetches, too", function()
+    assert(talk.entry(evil, { action = "deny", hook = "fetch", host = "127.0.0.1", port = server.port, reason = "loopback" }))
+    assert(talk.entry(evil, { action = "deny", hook = "fetch", host = "127.0.0.1", port = 1 }).count > 1)
+  end)
+
   it("shares neither its variables nor its state with the same policy of another sandbox", function()
     assert.matches('"x%-count", "1 1"', ask(other, "/echo"))
     assert.matches('"x%-count", "2 2"', ask(other, "/echo"))
