@@ -34,12 +34,13 @@ end
 
 -- Sends head and body; the body's pump goes on beside the response. true | nil, message, code.
 local function send(self, bytes)
-  local sent, message, code = self.up:write(self.body and bytes .. self.body or bytes, WRITE_TIMEOUT)
+  local follows = not self.body and self.head.body ~= "none"
+  local sent, message, code = self.up:write(self.body and bytes .. self.body or bytes, WRITE_TIMEOUT, follows)
   if not sent then
     return nil, message, code
   end
   self.sent = self.body and #self.body or 0
-  if self.body or self.head.body == "none" then
+  if not follows then
     return true
   end
   self.pumping = self.loop:start_pump(self.conn, self.up, {

@@ -100,8 +100,9 @@ function response.pass(self, given)
   self.last = is_last(self, given)
   self.status = given.status
   local bytes = head.response(given.status, given.reason, headers, announced, length, self.last)
-  local written, message, code = self.conn:write(response.redact(self, bytes), WRITE_TIMEOUT)
-  if not written or given.body == "none" then
+  local follows = given.body ~= "none"
+  local written, message, code = self.conn:write(response.redact(self, bytes), WRITE_TIMEOUT, follows)
+  if not written or not follows then
     return written, message, code
   end
   -- moved, trailers, tail | nil, message, code, side, moved so far

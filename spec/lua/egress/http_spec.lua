@@ -97,9 +97,11 @@ describe("HTTP through the egress process", function()
     for _, piece in ipairs(said.pieces) do
       times[#times + 1] = piece[1]
     end
-    -- Head, four events a quarter of a second apart, the last chunk.
-    assert.is_true(times[#times - 1] - times[#times - 2] > 0.15, table.concat(times, " "))
-    assert.is_true(times[2] < 0.2, table.concat(times, " "))
+    -- The head with the first event, or before it; three more a quarter of a second apart; the last chunk.
+    assert.is_true(#times >= 4 and times[1] < 0.2, table.concat(times, " "))
+    for i = #times - 2, #times - 1 do
+      assert.is_true(times[i] - times[i - 1] > 0.15, table.concat(times, " "))
+    end
   end)
 
   it("lets a client wait for leave to send its body", function()
