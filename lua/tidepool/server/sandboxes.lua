@@ -319,6 +319,27 @@ local function unmake(self)
   return true
 end
 
+local UNMAKE_TRIES = 3 -- before the caller is told that the create failed
+
+-- What could not be made must not stay: the same trouble may be in the way of its end, so again until it goes.
+local unmake_surely
+function unmake_surely(self)
+  for _ = 1, UNMAKE_TRIES do
+    local unmade, message, code = unmake(self)
+    if unmade then
+      return
+    end
+    log.error("unmake_failed", { sandbox = self.name, message = message, code = code })
+  end
+  async.after(REWRITE, function()
+    async.spawn(self.lock.with, self.lock, function()
+      if not self.destroyed then
+        unmake_surely(self)
+      end
+    end)
+  end)
+end
+
 --- Makes and starts a new sandbox. "EEXIST" when the name is taken, "ENOIMAGE".
 -- A request whose key made the sandbox that is there is the same one, sent again over a new connection.
 function sandboxes.create(server, params)
@@ -369,10 +390,7 @@ function sandboxes.create(server, params)
       end
     end
     log.error("create_failed", { sandbox = self.name, message = message, code = code })
-    local unmade, complaint = unmake(self)
-    if not unmade then
-      log.error("unmake_failed", { sandbox = self.name, message = complaint })
-    end
+    unmake_surely(self)
     return nil, "create " .. params.name .. ": " .. message, code
   end)
 end
