@@ -104,6 +104,22 @@ def queries():
     return answered
 
 
+def pipelined():
+    """Queries behind each other on one connection, without waiting for an answer."""
+    query = struct.pack("!6H", 1, 0x100, 1, 0, 0, 0) + b"\x03abc\x07example\0\0\1\0\1"
+    data = (struct.pack("!H", len(query)) + query) * 1000
+    end, sent, answered = time.monotonic() + C.get("hold", 1), 0, 0
+    with socket.create_connection(("10.200.0.1", 53), 5) as connection:
+        connection.setblocking(False)
+        while time.monotonic() < end:
+            readable, writable, _ = select.select([connection], [connection], [], 1)
+            if readable:
+                answered += len(connection.recv(1 << 18))
+            if writable:
+                sent += connection.send(data[sent % len(data):])
+    return {"sent": sent, "answered": answered}
+
+
 def pushes():
     """As many bytes as it takes, on one connection, of one head."""
     with socket.create_connection(PLACE, 5) as connection:

@@ -4,6 +4,7 @@
 -- bytes tell what it speaks; the policies' `connect` decides, and then it is HTTP, request by request,
 -- or an opaque relay, or refused with a reason that the client gets to read where its protocol allows.
 local uv = require("luv")
+local async = require("tidepool.async")
 local dns = require("tidepool.egress.dns")
 local exchange = require("tidepool.egress.exchange")
 local head = require("tidepool.egress.head")
@@ -15,6 +16,7 @@ local PEEK_TIMEOUT = 0.25 -- seconds; who says nothing for so long may wait for 
 local HELLO_TIMEOUT = 10 -- seconds
 local IDLE_TIMEOUT = 120 -- seconds between requests
 local WRITE_TIMEOUT = 60
+local TURN = 16 -- requests of one connection in one turn of the loop
 local OUR_PORT, DNS_PORT = 61080, 53
 
 local ALERT = { access_denied = 49, protocol_version = 70 }
@@ -160,8 +162,7 @@ local function pass(self, verdict)
     record(self, { action = code == "EACCES" and "deny" or "error", reason = message, policy = verdict.policy })
     return self.conn:reset()
   end
-  self.guest.open[up] = true
-  local sent, received, failure = self.guest:relay(self.conn, up, function()
+  local sent, received, failure = self.guest:relay(self.chain, self.conn, up, function()
     local now = self.guest:decide("connect", event_of(self))
     return now.action == verdict.action
   end)
@@ -178,13 +179,13 @@ local MALFORMED = { EBADMSG = 400, EMSGSIZE = 431 }
 
 -- What connect said holds for the connection's requests, until the policies change.
 local function still_connected(self)
-  if self.chain == self.guest.chain then
-    return true
+  local verdict
+  while self.chain ~= self.guest.chain do -- again when they change while this is decided
+    self.chain = self.guest.chain
+    verdict = self.guest:decide("connect", event_of(self))
+    self.changes, self.redirect = verdict.changes or {}, redirect_of(verdict)
   end
-  self.chain = self.guest.chain
-  local verdict = self.guest:decide("connect", event_of(self))
-  self.changes, self.redirect = verdict.changes or {}, redirect_of(verdict)
-  if verdict.action == "allow" or verdict.action == "redirect" then
+  if not verdict or verdict.action == "allow" or verdict.action == "redirect" then
     return true
   end
   record(self, verdict)
@@ -194,8 +195,12 @@ end
 
 -- Requests, one after the other, as long as both sides keep the connection.
 local function serve_http(self)
-  local again = true
+  local again, served = true, 0
   while again and not self.guest.stopped do
+    served = served + 1
+    if served % TURN == 0 then
+      async.sleep(0) -- requests that policies answer, sent ahead of their responses, make us wait for nobody
+    end
     local request, message, code = self.conn:read_head("request", IDLE_TIMEOUT)
     if request then
       again = still_connected(self) and exchange.run(self, request)

@@ -146,16 +146,22 @@ function Guest:set_policies(policies, revision)
 end
 
 --- Relays bytes between two connections until both have ended, as loop:relay. A relay has no end that one could
--- wait for when policies change, so `still(guest)` is asked then whether it may go on, and it is cut if not.
-function Guest:relay(a, b, still, options)
-  self.relays[a] = {
-    recheck = function()
-      if self.relays[a] and not still() then
-        a:reset()
-        b:reset()
-      end
-    end,
-  }
+-- wait for when policies change, so `still()` is asked then whether it may go on, and it is cut if not. `chain` has
+-- allowed it: what changed since, while the other end was connected to, counts as well.
+function Guest:relay(chain, a, b, still, options)
+  local function recheck()
+    if self.relays[a] and not still() then
+      a:reset()
+      b:reset()
+    end
+  end
+  self.relays[a] = { recheck = recheck }
+  self.open[b] = true
+  if self.stopped then -- meanwhile, too
+    b:reset()
+  elseif self.chain ~= chain then
+    async.spawn(recheck)
+  end
   local sent, received, code, sent_before, received_before = self.service.loop:relay(a, b, nil, options)
   self.relays[a] = nil
   if not sent then
@@ -166,11 +172,11 @@ end
 
 --- Starts to accept.
 function Guest:start()
-  for _, which in ipairs({ "tcp4", "tcp6" }) do
-    self.watches[#self.watches + 1] = self:accept_on(self.handles[which])
+  for _, which in ipairs({ "tcp4", "tcp6" }) do -- on a host without IPv6 the second is not there
+    self.watches[#self.watches + 1] = self.handles[which] and self:accept_on(self.handles[which])
   end
   for _, which in ipairs({ "udp4", "udp6" }) do
-    self.watches[#self.watches + 1] = dns.serve(self, self.handles[which])
+    self.watches[#self.watches + 1] = self.handles[which] and dns.serve(self, self.handles[which])
   end
 end
 

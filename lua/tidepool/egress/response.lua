@@ -74,8 +74,7 @@ function response.upgrade(self, given)
     return
   end
   local guest = self.session.guest
-  guest.open[self.up] = true
-  local sent, received = guest:relay(self.conn, self.up, function()
+  local sent, received = guest:relay(self.chain, self.conn, self.up, function()
     return guest:decide("request", request.event(self)).action == self.verdict.action
   end, { scrub = self.scrub })
   self.sent, self.received = self.sent + sent, received

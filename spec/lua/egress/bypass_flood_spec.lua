@@ -121,6 +121,10 @@ describe("a flood from one sandbox", function()
     end))
   end)
 
+  it("of names on one connection, faster than they can be answered, leaves the others their turn", function()
+    assert.is_true(flood("pipelined", 1, 4).answered > 1000)
+  end)
+
   it("leaves the sandbox itself served", function()
     local result = assert(evil:exec({ "curl", "-sS", "-m", "5", "http://198.51.100.77/" }))
     assert.matches("hello from nginx", result.stdout)
