@@ -194,6 +194,15 @@ describe("HTTP through the egress process", function()
     assert.is_true(entry.seconds > 0.19 and entry.seconds < 1.5 and math.abs(entry.time - os.time()) < 10)
   end)
 
+  it("does not go on waiting for an answer whose client has gone", function()
+    box:exec("curl -sS -m 1 'https://echo.test/slow?delay=30'; curl -sS -m 1 -d body 'https://echo.test/slow?delay=30'")
+    for _, method in ipairs({ "GET", "POST" }) do
+      local entry = assert(talk.entry(box, { method = method, path = "/slow", reason = "the client has gone" }), method)
+      assert.is_true(entry.seconds < 5)
+    end
+    assert.equal("at last\n", box:exec("curl -sS 'https://echo.test/slow?delay=0.1'").stdout)
+  end)
+
   it("lets the upstream see nothing of the connections inside", function()
     for _, request in ipairs(echo.requests()) do
       for _, header in ipairs(request.headers) do
