@@ -65,15 +65,15 @@ function Upstream:set_resolver(resolver)
   if self.resolving then
     self.resolving:close()
   end
-  for id, wake in pairs(self.waiting) do
-    self.waiting[id] = nil
-    wake(nil, "the name servers have changed, try again", "ECANCELED")
-  end
-  self.resolver, self.cache, self.cached = resolver, {}, 0
+  local waiting = self.waiting
+  self.resolver, self.cache, self.cached, self.waiting = resolver, {}, 0, {}
   self.resolving = assert(async.watch(resolver:number(), "r", function()
     run_resolver(self)
   end))
   self.resolving:start()
+  for _, wake in pairs(waiting) do -- last: who is told may ask again at once
+    wake(nil, "the name servers have changed, try again", "ECANCELED")
+  end
 end
 
 local function now()
