@@ -8,6 +8,7 @@ local async = require("tidepool.async")
 local dns = require("tidepool.egress.dns")
 local exchange = require("tidepool.egress.exchange")
 local head = require("tidepool.egress.head")
+local names = require("tidepool.egress.names")
 local upstream = require("tidepool.egress.upstream")
 
 local connection = {}
@@ -224,6 +225,9 @@ local function serve(self)
     return record(self, { action = "deny", reason = "this is the proxy's own port; connect to the host itself" })
   elseif not look(self) then
     return record(self, { action = "note", reason = "closed before it asked for anything" })
+  end
+  if not self.host and names.is_pool(self.address) then -- whatever the policies say of addresses: this is none
+    return refuse(self, { action = "deny", reason = "the address stands for no name, or for none any more; look the name up" })
   end
   self.chain = self.guest.chain
   local verdict = self.guest:decide("connect", event_of(self))

@@ -36,6 +36,9 @@ local function complaint_about(request)
   if request.method and not request.method:find("^%a[%a-]*$") then
     return "fetch: the method is malformed"
   end
+  if request.to and not upstream.is_address(request.to) then
+    return "fetch: to must be \"address:port\""
+  end
   for name, value in pairs(request.headers or {}) do
     if type(name) ~= "string" or name == "" or name:find("[^%w!#$%%&'*+%-.^_`|~]") or FRAMING[name:lower()] then
       return ("fetch: header %q can't be set"):format(tostring(name))

@@ -176,6 +176,12 @@ local function split(to)
   return host, tonumber(port)
 end
 
+--- Whether a text is an "address:port" that one can be sent to.
+function upstream.is_address(to)
+  local host, port = split(to)
+  return host ~= nil and port >= 1 and port <= 65535 and proxy.resolver.classify(host) ~= nil
+end
+
 --- Where a verdict sends a connection: { host, address, port, tls, to, private, ca }, named_port (the port before
 -- `to` gave another), and its `key`, equal for connections that may be used for each other. `changes` are the verdict's.
 function upstream.target(host, address, port, tls, changes)
