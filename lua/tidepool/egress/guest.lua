@@ -124,6 +124,7 @@ function guest.new(service, spec, handles)
     pool = pool.new(),
     watches = {},
     told = {}, -- hosts that a secret went to
+    told_count = 0,
     begun = 0, -- handshakes in this window
   }, Guest)
   local ok, message = install(self, spec.policies or {}, decode_states(spec.states))

@@ -97,11 +97,6 @@ function Store:detector()
   return self.placeholders
 end
 
---- The name of the secret whose placeholder has this id.
-function Store:name_of(id)
-  return self.order[id]
-end
-
 --- A text without the values, for logs and headers.
 function Store:redact(text)
   local masks = self:masks()
