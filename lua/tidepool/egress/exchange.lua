@@ -96,7 +96,7 @@ end
 
 local function read_response(self)
   self.waiting = true
-  if not self.pumping then
+  if not self.pumping or self.pumping:has_ended() then -- one that ended at once was not waited for yet
     watch_client(self)
   end
   local response, message, code = read_head(self)
