@@ -28,6 +28,8 @@ if ! command -v luajit >/dev/null 2>&1; then
   fi
   rm -f "$log"
 fi
+# The server holds secrets: its memory must not end up in a file.
+if [ "${1:-}" = serve ]; then ulimit -c 0; fi
 exec luajit "$self" "$@"
 ]]
 _ = nil

@@ -19,8 +19,9 @@ return policy {
   connect = decide,
 
   log = function(event)
+    local path = (event.path or ""):gsub("%?.*", "?...") -- a query may be a credential
     log(("%s %s://%s%s %s"):format(
-      event.method or "-", event.protocol or "-", event.host or event.address or "-", event.path or "", event.status or event.action or "-"
+      event.method or "-", event.protocol or "-", event.host or event.address or "-", path, event.status or event.action or "-"
     ))
   end,
 

@@ -31,8 +31,14 @@ local function parse(target)
   if path:sub(1, 1) ~= "/" or path:find("//", 1, true) or path:find("[\\;]") then
     return nil
   end
-  for _, encoded in ipairs({ "%2e", "%2f", "%5c", "%25", "%00", "%3b" }) do
+  for _, encoded in ipairs({ "%2f", "%5c", "%25", "%00", "%3b" }) do
     if small:find(encoded, 1, true) then
+      return nil
+    end
+  end
+  -- What needs no encoding has one for nobody but us: "%6beys" is "keys" to the server.
+  for digits in small:gmatch("%%(%x%x)") do
+    if string.char(tonumber(digits, 16)):find("[%w%-._~]") then
       return nil
     end
   end
@@ -113,12 +119,16 @@ local function git_service(event, tail, query)
   end
 end
 
--- The same for large files. Whether a batch is an upload is said in its body alone.
+-- The same for large files. Whether a batch is an upload is said in its body alone, once: of two that differ,
+-- or differ in case, servers take the one or the other.
 local function large_files(event, tail)
   if tail == "info/lfs/objects/batch" and event.method == "POST" then
-    local batch = json.decode(event.body or "")
+    local text = event.body or ""
+    local batch = json.decode(text)
     local operation = type(batch) == "table" and batch.operation
-    return operation == "download" or operation == "upload", operation ~= "download"
+    local _, count = text:lower():gsub("\"operation\"", "")
+    local is_clear = count == 1 and not text:find("\\u", 1, true)
+    return operation == "download" or operation == "upload", operation ~= "download" or not is_clear
   elseif tail:find("^info/lfs/locks") then
     return true, not READS[event.method]
   end
@@ -140,12 +150,17 @@ local function on_web(event, options, segments, query)
   return deny("neither git nor a download")
 end
 
+-- The name of a part of the API as a lenient router would read it: in any case, with a format behind it.
+local function part_of(segments, at)
+  return segments[at] and segments[at]:lower():match("^[^.]*")
+end
+
 local function is_administration(segments, from)
-  local area, part = segments[from] or "", segments[from + 1]
+  local area, part = part_of(segments, from) or "", part_of(segments, from + 1)
   if area == "actions" then
     return part == "secrets" or part == "variables" or part == "permissions" or part == "runners" or part == "oidc"
   elseif area == "branches" then
-    return tail_of(segments, from):find("/protection", 1, true) ~= nil or segments[#segments] == "rename"
+    return tail_of(segments, from):lower():find("/protection", 1, true) ~= nil or part_of(segments, #segments) == "rename"
   elseif area == "dependabot" or area == "codespaces" then
     return part == "secrets"
   end
@@ -325,6 +340,10 @@ return policy {
       { body = "{\"operation\":\"download\"}" }),
     case("and not written", ROOT, "github.com", "POST", "/me/x.git/info/lfs/objects/batch", "deny", { body = "{\"operation\":\"upload\"}" }),
     case("unless allowed", WRITE, "github.com", "POST", "/me/x.git/info/lfs/objects/batch", "allow", { body = "{\"operation\":\"upload\"}" }),
+    case("nor in two ways", ROOT, "github.com", "POST", "/me/x.git/info/lfs/objects/batch", "deny",
+      { body = "{\"operation\":\"download\",\"Operation\":\"upload\"}" }),
+    case("nor under another spelling", ROOT, "github.com", "POST", "/me/x.git/info/lfs/objects/batch", "deny",
+      { body = "{\"operation\":\"download\",\"op\\u0065ration\":\"upload\"}" }),
     case("a batch of nonsense is denied", WRITE, "github.com", "POST", "/me/x.git/info/lfs/objects/batch", "deny", { body = "[" }),
     case("a release is downloaded", ROOT, "github.com", "GET", "/me/x/releases/download/v1/a.tar.gz",
       { action = "allow", headers = { authorization = BEARER } }),
@@ -341,6 +360,10 @@ return policy {
     case("deleting is administration", WRITE, "api.github.com", "DELETE", "/repos/me/x", { action = "deny", reason = "administration" }),
     case("so is making it public", WRITE, "api.github.com", "PATCH", "/repos/me/x/", "deny"),
     case("so is a deploy key", WRITE, "api.github.com", "POST", "/repos/me/x/keys", "deny"),
+    case("also when it is written otherwise", WRITE, "api.github.com", "POST", "/repos/me/x/%6beys", { action = "deny", reason = "ambiguous" }),
+    case("or in capitals", WRITE, "api.github.com", "POST", "/repos/me/x/Hooks", { action = "deny", reason = "administration" }),
+    case("or with a format", WRITE, "api.github.com", "POST", "/repos/me/x/keys.json", { action = "deny", reason = "administration" }),
+    case("a space in a name is no trick", WRITE, "api.github.com", "DELETE", "/repos/me/x/labels/to%20do", "allow"),
     case("so are the secrets of actions", WRITE, "api.github.com", "PUT", "/repos/me/x/actions/secrets/A", "deny"),
     case("so is the protection of a branch", WRITE, "api.github.com", "DELETE", "/repos/me/x/branches/main/protection", "deny"),
     case("starting a workflow is not", WRITE, "api.github.com", "POST", "/repos/me/x/actions/workflows/1/dispatches", "allow"),

@@ -74,7 +74,10 @@ return policy {
     if value == nil then
       return deny(why)
     end
-    local made = changes(event, options, { authorization = value, cookie = false, ["npm-otp"] = false })
+    local made = changes(event, options, {
+      authorization = value, cookie = false, ["npm-otp"] = false,
+      ["x-http-method-override"] = false, ["x-http-method"] = false, ["x-method-override"] = false, -- which would publish
+    })
     local mirror = options.mirrors and options.mirrors[event.host]
     return mirror and redirect(mirror, made) or allow(made)
   end,
@@ -86,7 +89,7 @@ return policy {
     local SECRETS = { npm = "npm_token_1", pip = "me:pw" }
     return {
       { "reads a registry with its token", options = OPTIONS, secrets = SECRETS, event = { host = "r.example", path = "/left-pad" },
-        expect = { action = "allow", headers = { authorization = "Bearer npm_token_1", cookie = false } } },
+        expect = { action = "allow", headers = { authorization = "Bearer npm_token_1", cookie = false, ["x-http-method-override"] = false } } },
       { "with its password", options = OPTIONS, secrets = SECRETS, event = { host = "x.files.example" },
         expect = { action = "allow", headers = { authorization = "Basic bWU6cHc=" } } },
       { "with none where there is none", options = OPTIONS, secrets = SECRETS,

@@ -16,6 +16,13 @@
 #define AGENT 1000
 #define FILE_LIMIT (1 << 20) /* bytes of an account file that we take */
 
+/* sudo keeps what tells programs of the sandbox's own certificate authority, those with a bundle
+ * of their own above all: trust_environment in lua/tidepool/server/container.lua. */
+static const char sudoers[] =
+    "Defaults env_keep += \"AWS_CA_BUNDLE CARGO_HTTP_CAINFO CURL_CA_BUNDLE DENO_CERT "
+    "GIT_SSL_CAINFO NODE_EXTRA_CA_CERTS PIP_CERT REQUESTS_CA_BUNDLE SSL_CERT_FILE\"\n"
+    "agent ALL=(ALL:ALL) NOPASSWD:ALL\n";
+
 /* A real directory at `path`: a link or file that is in its place goes. */
 static int make_directory(const char *path, mode_t mode, struct tp_error *err) {
   struct stat st;
@@ -136,7 +143,7 @@ static int add_agent(struct tp_error *err) {
     return 0;
   if (make_directory("/etc/sudoers.d", 0755, err) < 0)
     return -1;
-  return put_file("/etc/sudoers.d/agent", "agent ALL=(ALL:ALL) NOPASSWD:ALL\n", 0440, 0, err);
+  return put_file("/etc/sudoers.d/agent", sudoers, 0440, 0, err);
 }
 
 static int make_home(struct tp_error *err) {

@@ -71,6 +71,7 @@ struct tp_op {
   bool refused, queued, timed, woken, half_done[2];
   size_t offset, size;             /* TP_OP_WRITE: sent of bytes; TP_OP_BODY: allocated */
   uint64_t most;                   /* TP_OP_BODY */
+  bool more;                       /* TP_OP_WRITE */
 };
 
 struct tp_flow *tp_flow_new(struct tp_error *err);
@@ -119,7 +120,9 @@ struct tp_op *tp_conn_connect_tls(struct tp_conn *conn, struct tp_tls_trust *, c
 struct tp_op *tp_conn_read_head(struct tp_conn *conn, enum tp_http_side side, const char *method,
                                 uint64_t limit);
 struct tp_op *tp_conn_read_body(struct tp_conn *conn, uint64_t most, uint64_t limit);
-struct tp_op *tp_conn_write(struct tp_conn *conn, const char *bytes, size_t length, uint64_t limit);
+/* With `more` it may end with bytes that wait in a TLS record: what is written next sends them along. */
+struct tp_op *tp_conn_write(struct tp_conn *conn, const char *bytes, size_t length, bool more,
+                            uint64_t limit);
 struct tp_op *tp_conn_read(struct tp_conn *conn, size_t most, uint64_t limit);
 struct tp_op *tp_conn_watch(struct tp_conn *conn, uint64_t limit);
 /* `scrub`, or NULL, looks at what goes from b to a. */

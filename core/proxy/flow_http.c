@@ -137,6 +137,8 @@ static int step_write(struct tp_op *op) {
       return TP_STEP_AGAIN;
     budget -= taken;
   }
+  if (op->more)
+    return TP_STEP_DONE;
   enum tp_io io = tp_conn_flush(op->to, &op->err);
   if (io == TP_IO_FAILED)
     return tp_op_failed(op);
@@ -144,13 +146,14 @@ static int step_write(struct tp_op *op) {
 }
 
 /* The first attempt is made with the caller's bytes; only what the socket didn't take is copied. */
-struct tp_op *tp_conn_write(struct tp_conn *conn, const char *bytes, size_t length,
+struct tp_op *tp_conn_write(struct tp_conn *conn, const char *bytes, size_t length, bool more,
                             uint64_t limit) {
   struct tp_op *op = tp_op_new(TP_OP_WRITE, NULL, conn, step_write, limit);
   if (!op)
     return NULL;
   op->bytes = (char *)bytes;
   op->length = length;
+  op->more = more;
   op = tp_op_begin(op);
   size_t rest = op->length - op->offset;
   op->bytes = NULL;

@@ -70,7 +70,9 @@ static int give_token(struct tp_flow *flow, struct tp_op *op) {
   }
   uint32_t slot = flow->free_slots[--flow->free_count];
   flow->slots[slot] = op;
-  op->token = ((uint64_t)++flow->generation << SLOT_BITS) | slot;
+  if (++flow->generation == 0)
+    flow->generation = 1; /* no token is 0 */
+  op->token = ((uint64_t)flow->generation << SLOT_BITS) | slot;
   return 0;
 }
 

@@ -52,6 +52,7 @@ bootstrap.packages = {
   { "xz-utils", "test", "likewise" },
   { "bzip2", "test", "likewise" },
   { "curl", "test", "asks the registry whether it is up" },
+  { "wget", "test", "gnutls, which believes certificates by other rules than curl" },
   { "procps", "test", "looks for processes" },
   { "python3", "test", "servers that answer in every odd way" },
   { "strace", "test", "counts system calls in specs" },

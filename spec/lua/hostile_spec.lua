@@ -250,11 +250,14 @@ describe("the state directory", function()
     local pid = box:info().pid
     shut_down(server)
     sql(server, "UPDATE sandboxes SET run = json_set(run, '$.boot_id', 'another')")
+    uv.kill(pid, "sigkill") -- as a reboot would have
+    assert(support.eventually(function()
+      return not support.alive(pid)
+    end, 5))
     local info = box:info()
     assert.equal("stopped", info.state)
     assert.equal("the host was restarted", info.reason)
     assert.equal("kept", box:read("/workspace/file"))
-    uv.kill(pid, "sigkill") -- no reboot has ended it
   end)
 
   it("may be copied: the copy's server leaves the original's sandboxes alone", function()

@@ -20,7 +20,8 @@ end
 
 function handlers.make_ca(params)
   made = made + 1
-  return { cert = params.name .. " " .. made, key = "key\0" .. made }
+  local text = (params.name .. made):gsub("%W", "")
+  return { cert = ("-----BEGIN CERTIFICATE-----\n%s\n-----END CERTIFICATE-----\n"):format(text), key = "key\0" .. made }
 end
 
 -- A policy's text says what becomes of it.
@@ -69,9 +70,13 @@ function handlers.secret()
 end
 handlers.secret_remove = handlers.secret
 
+-- What a sandbox was attached with may have it tell nonsense.
 function handlers.inventory()
   local list = {}
   for id, guest in pairs(guests) do
+    if guest.params.nonsense then
+      return guest.params.nonsense
+    end
     list[#list + 1] = { id = id, revision = guest.params.revision }
   end
   return list

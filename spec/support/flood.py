@@ -1,9 +1,11 @@
 """Floods the proxy from inside a sandbox. Runs there by `python3 -c`, with one argument, a JSON object: deeds,
 and how much (count). Prints JSON: what came of each, and how long it took."""
+import itertools
 import json
 import resource
 import select
 import socket
+import ssl
 import struct
 import sys
 import time
@@ -16,14 +18,15 @@ resource.setrlimit(resource.RLIMIT_NOFILE, (HARD, HARD))
 
 
 def opened(count, first):
-    """Connections that have said as much as `first`, all at once."""
+    """Connections that have said as much as `first`, all at once; it may be one for each."""
+    first = itertools.repeat(first) if isinstance(first, bytes) else first
     connections, alive = [], 0
     for _ in range(count):
         connection = socket.socket()
         connection.setblocking(False)
         connection.connect_ex(PLACE)
         try:
-            connection.send(first)  # at once, since who is silent is taken for another protocol
+            connection.send(next(first))  # at once, since who is silent is taken for another protocol
             alive += 1
         except OSError:
             pass
@@ -66,6 +69,18 @@ def half_tls():
     return opened(COUNT, b"\x16\x03\x01\x40\x00\x01\x00\x3f\xfc" + b"x" * 8000)
 
 
+def hellos():
+    """Whole TLS hellos, each for another name, so that each needs a certificate of its own."""
+    out = ssl.MemoryBIO()
+    try:
+        ssl.create_default_context().wrap_bio(ssl.MemoryBIO(), out, server_hostname="0000000000.test").do_handshake()
+    except ssl.SSLWantReadError:
+        pass
+    data = out.read()
+    names = (data.replace(b"0000000000", b"%010d" % i) for i in range(COUNT))
+    return opened(COUNT, names)
+
+
 def queries():
     """Names that are all different."""
     server = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
@@ -87,6 +102,22 @@ def queries():
         server.recv(512)
         answered += 1
     return answered
+
+
+def pipelined():
+    """Queries behind each other on one connection, without waiting for an answer."""
+    query = struct.pack("!6H", 1, 0x100, 1, 0, 0, 0) + b"\x03abc\x07example\0\0\1\0\1"
+    data = (struct.pack("!H", len(query)) + query) * 1000
+    end, sent, answered = time.monotonic() + C.get("hold", 1), 0, 0
+    with socket.create_connection(("10.200.0.1", 53), 5) as connection:
+        connection.setblocking(False)
+        while time.monotonic() < end:
+            readable, writable, _ = select.select([connection], [connection], [], 1)
+            if readable:
+                answered += len(connection.recv(1 << 18))
+            if writable:
+                sent += connection.send(data[sent % len(data):])
+    return {"sent": sent, "answered": answered}
 
 
 def pushes():

@@ -81,12 +81,12 @@ static int l_read_body(lua_State *L) {
   return tp_push_begun(L, tp_conn_read_body(conn, (uint64_t)most, tp_check_limit(L, 3)));
 }
 
-/* conn:write(bytes, timeout) */
+/* conn:write(bytes, timeout, more) */
 static int l_write(lua_State *L) {
   struct tp_conn *conn = tp_check_writing(L, 1);
   size_t length;
   const char *bytes = luaL_checklstring(L, 2, &length);
-  return tp_push_begun(L, tp_conn_write(conn, bytes, length, tp_check_limit(L, 3)));
+  return tp_push_begun(L, tp_conn_write(conn, bytes, length, lua_toboolean(L, 4), tp_check_limit(L, 3)));
 }
 
 /* conn:read(timeout, most) */

@@ -4,9 +4,11 @@
 -- bytes tell what it speaks; the policies' `connect` decides, and then it is HTTP, request by request,
 -- or an opaque relay, or refused with a reason that the client gets to read where its protocol allows.
 local uv = require("luv")
+local async = require("tidepool.async")
 local dns = require("tidepool.egress.dns")
 local exchange = require("tidepool.egress.exchange")
 local head = require("tidepool.egress.head")
+local names = require("tidepool.egress.names")
 local upstream = require("tidepool.egress.upstream")
 
 local connection = {}
@@ -15,6 +17,7 @@ local PEEK_TIMEOUT = 0.25 -- seconds; who says nothing for so long may wait for 
 local HELLO_TIMEOUT = 10 -- seconds
 local IDLE_TIMEOUT = 120 -- seconds between requests
 local WRITE_TIMEOUT = 60
+local TURN = 16 -- requests of one connection in one turn of the loop
 local OUR_PORT, DNS_PORT = 61080, 53
 
 local ALERT = { access_denied = 49, protocol_version = 70 }
@@ -81,7 +84,10 @@ local function look(self)
   self.protocol = kind == "tls" and "tls" or (kind == "http" or kind == "h2") and "http" or "tcp"
   self.tls = kind == "tls"
   self.http2 = kind == "h2"
-  if self.tls then
+  if kind == "other" and info and info:byte() == 22 then
+    -- A server may be more lenient than we are, and see a name in it.
+    self.mismatch = "what begins like TLS is malformed, or asks for what is no host"
+  elseif self.tls then
     self.hello, self.sni, self.alpn = info, info.sni, info.alpn
     if self.sni and self.sni ~= self.host then
       self.mismatch = ("TLS asks for %s, the connection is to %s"):format(self.sni, self.host or self.address)
@@ -90,14 +96,25 @@ local function look(self)
   return true
 end
 
+-- Why a client that does not speak TLS 1.2 can't be served.
+local function wrong_version(hello)
+  for _, version in ipairs(hello.versions) do
+    if version == 0x0304 then
+      return "the client speaks only TLS 1.3; let it speak 1.2, or let a policy pass it through"
+    end
+  end
+  return "the client speaks only versions of TLS before 1.2"
+end
+
 -- TLS with the client, under a certificate of the sandbox's own CA. true | false.
 local function secure(self)
   local guest = self.guest
   if not self.hello.has_tls12 then
     self.conn:alert(ALERT.protocol_version)
-    record(self, { action = "deny", reason = "the client speaks only TLS 1.3; let it speak 1.2, or let a policy pass it through" })
+    record(self, { action = "deny", reason = wrong_version(self.hello) })
     return false
   end
+  guest:take_turn()
   local identity, message = guest:identity(self.sni or self.host or self.address)
   if not identity then
     record(self, { action = "deny", reason = "no certificate for this host: " .. tostring(message) })
@@ -115,6 +132,7 @@ local function refuse(self, verdict)
   record(self, verdict)
   local speaks_http = self.protocol == "http" and not self.http2
   if self.tls and self.guest.ca_files and self.hello.has_tls12 then
+    self.guest:take_turn()
     local identity = self.guest:identity(self.sni or self.host or self.address)
     speaks_http = identity and self.conn:accept_tls(identity, HELLO_TIMEOUT)
   elseif self.tls then
@@ -145,8 +163,7 @@ local function pass(self, verdict)
     record(self, { action = code == "EACCES" and "deny" or "error", reason = message, policy = verdict.policy })
     return self.conn:reset()
   end
-  self.guest.open[up] = true
-  local sent, received, failure = self.guest:relay(self.conn, up, function()
+  local sent, received, failure = self.guest:relay(self.chain, self.conn, up, function()
     local now = self.guest:decide("connect", event_of(self))
     return now.action == verdict.action
   end)
@@ -163,13 +180,13 @@ local MALFORMED = { EBADMSG = 400, EMSGSIZE = 431 }
 
 -- What connect said holds for the connection's requests, until the policies change.
 local function still_connected(self)
-  if self.chain == self.guest.chain then
-    return true
+  local verdict
+  while self.chain ~= self.guest.chain do -- again when they change while this is decided
+    self.chain = self.guest.chain
+    verdict = self.guest:decide("connect", event_of(self))
+    self.changes, self.redirect = verdict.changes or {}, redirect_of(verdict)
   end
-  self.chain = self.guest.chain
-  local verdict = self.guest:decide("connect", event_of(self))
-  self.changes, self.redirect = verdict.changes or {}, redirect_of(verdict)
-  if verdict.action == "allow" or verdict.action == "redirect" then
+  if not verdict or verdict.action == "allow" or verdict.action == "redirect" then
     return true
   end
   record(self, verdict)
@@ -179,8 +196,12 @@ end
 
 -- Requests, one after the other, as long as both sides keep the connection.
 local function serve_http(self)
-  local again = true
+  local again, served = true, 0
   while again and not self.guest.stopped do
+    served = served + 1
+    if served % TURN == 0 then
+      async.sleep(0) -- requests that policies answer, sent ahead of their responses, make us wait for nobody
+    end
     local request, message, code = self.conn:read_head("request", IDLE_TIMEOUT)
     if request then
       again = still_connected(self) and exchange.run(self, request)
@@ -204,6 +225,9 @@ local function serve(self)
     return record(self, { action = "deny", reason = "this is the proxy's own port; connect to the host itself" })
   elseif not look(self) then
     return record(self, { action = "note", reason = "closed before it asked for anything" })
+  end
+  if not self.host and names.is_pool(self.address) then -- whatever the policies say of addresses: this is none
+    return refuse(self, { action = "deny", reason = "the address stands for no name, or for none any more; look the name up" })
   end
   self.chain = self.guest.chain
   local verdict = self.guest:decide("connect", event_of(self))

@@ -21,12 +21,38 @@ local BODY_TIMEOUT = 600
 local BODY_GRACE = 1 -- seconds for the rest of a body whose response is complete
 local RESPONSE_TIMEOUT = 900 -- a model may think for minutes
 
+-- While the upstream thinks, perhaps at a price, a client over TLS that goes away ends it. Not so over a plain
+-- connection, where a client may have sent its end and still read.
+local function watch_client(self)
+  if not self.session.tls or not self.waiting then
+    return
+  end
+  local watch, up = self.conn:watch_close(), self.up
+  self.watch = watch
+  async.spawn(function()
+    if watch:wait() == true then
+      self.client_gone = true
+      up:reset()
+    end
+  end)
+end
+
+local function unwatch_client(self)
+  self.waiting = false
+  if self.watch then
+    self.watch:cancel()
+    self.watch = nil
+  end
+end
+
 -- A body that breaks off on the client's side ends the wait for its response, and the upstream must not take
 -- what it got for the whole. An upstream that stops reading may still answer.
-local function guard(pump, up)
+local function guard(self, pump, up)
   async.spawn(function()
     local moved, _, code, side = pump:wait()
-    if not moved and side ~= "write" and code ~= "ECANCELED" then
+    if moved then
+      watch_client(self)
+    elseif side ~= "write" and code ~= "ECANCELED" then
       up:reset()
     end
   end)
@@ -34,24 +60,25 @@ end
 
 -- Sends head and body; the body's pump goes on beside the response. true | nil, message, code.
 local function send(self, bytes)
-  local sent, message, code = self.up:write(self.body and bytes .. self.body or bytes, WRITE_TIMEOUT)
+  local follows = not self.body and self.head.body ~= "none"
+  local sent, message, code = self.up:write(self.body and bytes .. self.body or bytes, WRITE_TIMEOUT, follows)
   if not sent then
     return nil, message, code
   end
   self.sent = self.body and #self.body or 0
-  if self.body or self.head.body == "none" then
+  if not follows then
     return true
   end
   self.pumping = self.loop:start_pump(self.conn, self.up, {
     framing = self.framing,
     scrub = self.session.guest.service.secrets:detector(),
   }, BODY_TIMEOUT)
-  guard(self.pumping, self.up)
+  guard(self, self.pumping, self.up)
   return true
 end
 
 -- Reads the response's head, passing hints on. Returns it | nil, message, code.
-local function read_response(self)
+local function read_head(self)
   while true do
     local response, message, code = self.up:read_head("response", RESPONSE_TIMEOUT, self.head.method)
     if not response then
@@ -65,6 +92,19 @@ local function read_response(self)
       end
     end
   end
+end
+
+local function read_response(self)
+  self.waiting = true
+  if not self.pumping or self.pumping:has_ended() then -- one that ended at once was not waited for yet
+    watch_client(self)
+  end
+  local response, message, code = read_head(self)
+  unwatch_client(self)
+  if self.client_gone then
+    return nil, "the client has gone", "EPIPE"
+  end
+  return response, message, code
 end
 
 -- What may be sent twice (RFC 9110, 9.2.2).
@@ -93,7 +133,7 @@ local function ask(self, target, bytes)
         return response
       end
     end
-    if not (pooled and GONE[code] and not self.pumping and IDEMPOTENT[self.head.method]) then
+    if not (pooled and GONE[code] and not self.pumping and not self.client_gone and IDEMPOTENT[self.head.method]) then
       break
     end
     self.up:reset()
@@ -237,8 +277,11 @@ function exchange.run(session, request)
   local ok, again = xpcall(go, debug.traceback, self)
   if not ok then
     async.on_error(again)
-    self.outcome = { action = "deny", reason = "internal error; the server's log has it" }
     again = false
+    if not self.status then
+      pcall(requests.refuse, self, 500, "internal error; the server's log has it")
+    end
+    self.outcome = { action = "deny", reason = "internal error; the server's log has it" }
   end
   if self.up then
     self.up:reset()

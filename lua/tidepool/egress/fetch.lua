@@ -36,6 +36,9 @@ local function complaint_about(request)
   if request.method and not request.method:find("^%a[%a-]*$") then
     return "fetch: the method is malformed"
   end
+  if request.to and not upstream.is_address(request.to) then
+    return "fetch: to must be \"address:port\""
+  end
   for name, value in pairs(request.headers or {}) do
     if type(name) ~= "string" or name == "" or name:find("[^%w!#$%%&'*+%-.^_`|~]") or FRAMING[name:lower()] then
       return ("fetch: header %q can't be set"):format(tostring(name))
@@ -45,6 +48,10 @@ local function complaint_about(request)
   end
 end
 
+local function method_of(request)
+  return (request.method or ((request.body or "") ~= "" and "POST" or "GET")):upper()
+end
+
 local function exchange(conn, url, request, limit, timeout)
   local headers = { { "Host", url.authority }, { "User-Agent", "tidepool" }, { "Accept-Encoding", "identity" } }
   for name, value in pairs(request.headers or {}) do
@@ -52,7 +59,7 @@ local function exchange(conn, url, request, limit, timeout)
   end
   head.set(headers, "Connection", "close")
   local body = request.body or ""
-  local method = (request.method or (body ~= "" and "POST" or "GET")):upper()
+  local method = method_of(request)
   local framing = (body ~= "" or method == "POST" or method == "PUT") and "length" or nil
   local sent, message, code = conn:write(head.request(method, url.path, headers, framing, #body) .. body, timeout)
   if not sent then
@@ -73,6 +80,15 @@ local function exchange(conn, url, request, limit, timeout)
     end
   end
   return { status = response.status, headers = head.as_map(response.headers), body = bytes }
+end
+
+-- It leaves through us as well, so it is written down.
+local function record(guest, url, request, response, message, code)
+  local action = response and "allow" or code == "EACCES" and "deny" or "error"
+  guest:record({ action = action, reason = message or "asked by a policy" }, {
+    hook = "fetch", protocol = url.tls and "https" or "http", host = url.host, port = url.port,
+    method = method_of(request), path = url.path, status = response and response.status,
+  })
 end
 
 --- request: url, method, headers, body, timeout (seconds, 10 at most), limit (bytes of the response's body),
@@ -105,6 +121,7 @@ function fetch.run(guest, request)
       conn:reset()
     end
   end
+  record(guest, url, request, response, message, code)
   return response, response and nil or "fetch " .. url.host .. ": " .. tostring(message), code
 end
 

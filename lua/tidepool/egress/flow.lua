@@ -211,9 +211,10 @@ function Conn:read(timeout, most)
   return finish(self.loop, self, nil, self.conn:read(timeout, most))
 end
 
---- True once the kernel has all of it | nil, message, code. `timeout`: seconds without progress.
-function Conn:write(bytes, timeout)
-  return finish(self.loop, self, nil, self.conn:write(bytes, timeout))
+--- True once the kernel has all of it | nil, message, code. `timeout`: seconds without progress. With `more`
+-- it may wait for what is written next, so that both go in one record.
+function Conn:write(bytes, timeout, more)
+  return finish(self.loop, self, nil, self.conn:write(bytes, timeout, more))
 end
 
 --- A handle that ends when the peer closes (true) or says something ("data") while nobody reads.

@@ -23,6 +23,7 @@ local RENEW = 2 * 86400 -- seconds before its end that a certificate is minted a
 local SAVE_AFTER = 1 -- seconds between a change of a policy's state and its saving
 local PAUSE = 0.2 -- seconds
 local ACCEPTS = 64 -- connections accepted in one turn of the loop
+local HANDSHAKES, WINDOW = 2, 0.001 -- of TLS, begun at once and a sandbox, and the seconds until the next ones
 
 local function services_of(self)
   return {
@@ -101,7 +102,8 @@ local function install(self, policies, states)
   return true
 end
 
---- spec: id, name, labels, image, policies, revision, ca = { cert, key }, names, states.
+--- spec: id, name, labels, image, policies, revision, ca = { cert, key }, names, states, again
+-- (whether it was served before in this run).
 -- handles: tcp4, tcp6, udp4, udp6, map, link. A policy that is broken denies everything.
 function guest.new(service, spec, handles)
   local self = setmetatable({
@@ -113,7 +115,7 @@ function guest.new(service, spec, handles)
     revision = spec.revision,
     handles = handles,
     ca_files = spec.ca,
-    names = names.new(spec.names),
+    names = names.new(spec.names, spec.again),
     leaves = {},
     leaf_count = 0,
     connections = 0,
@@ -122,6 +124,8 @@ function guest.new(service, spec, handles)
     pool = pool.new(),
     watches = {},
     told = {}, -- hosts that a secret went to
+    told_count = 0,
+    begun = 0, -- handshakes in this window
   }, Guest)
   local ok, message = install(self, spec.policies or {}, decode_states(spec.states))
   if not ok then
@@ -143,16 +147,22 @@ function Guest:set_policies(policies, revision)
 end
 
 --- Relays bytes between two connections until both have ended, as loop:relay. A relay has no end that one could
--- wait for when policies change, so `still(guest)` is asked then whether it may go on, and it is cut if not.
-function Guest:relay(a, b, still, options)
-  self.relays[a] = {
-    recheck = function()
-      if self.relays[a] and not still() then
-        a:reset()
-        b:reset()
-      end
-    end,
-  }
+-- wait for when policies change, so `still()` is asked then whether it may go on, and it is cut if not. `chain` has
+-- allowed it: what changed since, while the other end was connected to, counts as well.
+function Guest:relay(chain, a, b, still, options)
+  local function recheck()
+    if self.relays[a] and not still() then
+      a:reset()
+      b:reset()
+    end
+  end
+  self.relays[a] = { recheck = recheck }
+  self.open[b] = true
+  if self.stopped then -- meanwhile, too
+    b:reset()
+  elseif self.chain ~= chain then
+    async.spawn(recheck)
+  end
   local sent, received, code, sent_before, received_before = self.service.loop:relay(a, b, nil, options)
   self.relays[a] = nil
   if not sent then
@@ -163,11 +173,11 @@ end
 
 --- Starts to accept.
 function Guest:start()
-  for _, which in ipairs({ "tcp4", "tcp6" }) do
-    self.watches[#self.watches + 1] = self:accept_on(self.handles[which])
+  for _, which in ipairs({ "tcp4", "tcp6" }) do -- on a host without IPv6 the second is not there
+    self.watches[#self.watches + 1] = self.handles[which] and self:accept_on(self.handles[which])
   end
   for _, which in ipairs({ "udp4", "udp6" }) do
-    self.watches[#self.watches + 1] = dns.serve(self, self.handles[which])
+    self.watches[#self.watches + 1] = self.handles[which] and dns.serve(self, self.handles[which])
   end
 end
 
@@ -276,6 +286,22 @@ function Guest:record(verdict, about)
   about.reason = about.reason and head.reason(about.reason)
   about.policy = about.policy or verdict.policy
   self.service.audit:add(about)
+end
+
+--- Waits until a handshake may begin. Each is a millisecond or two of the process, in which nobody else is served;
+-- a thousand at once are one sandbox's way to hold up the others.
+function Guest:take_turn()
+  while self.begun >= HANDSHAKES do
+    self.window:wait()
+  end
+  self.begun = self.begun + 1
+  if self.begun == 1 then
+    self.window = async.event()
+    async.after(WINDOW, function()
+      self.begun = 0
+      self.window:set(true)
+    end)
+  end
 end
 
 --- The certificate for a host or address, minted when first needed.

@@ -3,6 +3,8 @@
 -- A permitted name is answered with an address of our own, so that a later connection tells its name
 -- whatever it speaks. Lives in the egress process; the server keeps a copy, since programs inside
 -- remember addresses for longer than this process may live.
+local uv = require("luv")
+
 local names = {}
 
 local Names = {}
@@ -10,37 +12,54 @@ Names.__index = Names
 
 local V4_FIRST = 198 * 2 ^ 24 + 18 * 2 ^ 16 -- 198.18.0.0/15, reserved for benchmarks: in no real network
 local V6_PREFIX = "fd74:6964:6501::"
-local MOST = 65535
+local MOST = 50000 -- well below 2^16, where the table by name would be made anew for each name
 
---- `known`: a list of { index, name } from an earlier process.
-function names.new(known)
-  local self = setmetatable({ by_name = {}, by_index = {}, used = {}, clock = 0, last = 0, count = 0, fresh = {} }, Names)
+-- Names in the order of their use: a list in two tables by index, 0 before the first and behind the last. A scan
+-- for the oldest would be a sandbox's way to keep the process busy.
+local function unlink(self, index)
+  local before, after = self.before[index], self.after[index]
+  if before then
+    self.after[before], self.before[after] = after, before
+  end
+end
+
+local function touch(self, index)
+  unlink(self, index)
+  local last = self.before[0]
+  self.after[last], self.before[index] = index, last
+  self.after[index], self.before[0] = 0, index
+end
+
+-- Some place of the pool, which only has to be another one each time.
+local function anywhere()
+  local high, low = uv.random(2):byte(1, 2)
+  return (high * 256 + low) % MOST
+end
+
+--- `known`: a list of { index, name } from an earlier process. `again`: there was one in this run, which may
+--- have given out names that nobody knows any more. Their addresses must not soon be another name's, so that
+--- who remembers one is refused rather than led elsewhere.
+function names.new(known, again)
+  local self = setmetatable({
+    by_name = {}, by_index = {}, before = { [0] = 0 }, after = { [0] = 0 }, last = 0, count = 0, fresh = {},
+  }, Names)
   for _, pair in ipairs(known or {}) do
     local index, name = pair[1], pair[2]
     if not self.by_index[index] and not self.by_name[name] then
       self.by_index[index], self.by_name[name] = name, index
       self.count, self.last = self.count + 1, math.max(self.last, index)
+      touch(self, index)
     end
   end
+  self.last = again and anywhere() or self.last
   return self
 end
 
-local function touch(self, index)
-  self.clock = self.clock + 1
-  self.used[index] = self.clock
-end
-
--- All are given out: the one that was not asked for the longest gives way. Rare, so a scan will do.
+-- All are given out: the one that was not asked for the longest gives way.
 local function evict(self)
-  local oldest, at = math.huge, nil
-  for index in pairs(self.by_index) do
-    local used = self.used[index] or 0
-    if used < oldest then
-      oldest, at = used, index
-    end
-  end
-  self.by_name[self.by_index[at]] = nil
-  return at
+  local oldest = self.after[0]
+  self.by_name[self.by_index[oldest]] = nil
+  return oldest
 end
 
 --- The index of a name, given out now if it has none; and whether it is new.

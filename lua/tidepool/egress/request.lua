@@ -8,6 +8,7 @@ local request = {}
 
 local WRITE_TIMEOUT = 60 -- seconds without progress
 local BODY_TIMEOUT = 600
+local MOST_TOLD = 4096 -- hosts that a secret went to, of which a glob may permit any number
 
 --- Ends the exchange with a response of ours, which says why. `action` is for the audit: "deny" unless the
 -- fault is the upstream's, then "error". Returns false.
@@ -211,9 +212,15 @@ end
 -- Whether the upstream may know a secret, by this request or an earlier one, whose text it may have kept: then
 -- nothing may come back that can't be searched.
 local function may_know(self, target, goes_out)
-  local told, who = self.session.guest.told, target.host or target.address
-  told[who] = told[who] or goes_out or nil
-  return told[who] ~= nil
+  local guest, who = self.session.guest, target.host or target.address
+  if goes_out and not guest.told[who] then
+    guest.told_count = guest.told_count + 1
+    if guest.told_count > MOST_TOLD then
+      guest.told = setmetatable({}, { __index = function() return true end }) -- all of them, from here on
+    end
+    guest.told[who] = true
+  end
+  return guest.told[who] ~= nil
 end
 
 --- The request's head as it goes out | nil after a refusal.

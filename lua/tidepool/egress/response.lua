@@ -74,8 +74,7 @@ function response.upgrade(self, given)
     return
   end
   local guest = self.session.guest
-  guest.open[self.up] = true
-  local sent, received = guest:relay(self.conn, self.up, function()
+  local sent, received = guest:relay(self.chain, self.conn, self.up, function()
     return guest:decide("request", request.event(self)).action == self.verdict.action
   end, { scrub = self.scrub })
   self.sent, self.received = self.sent + sent, received
@@ -100,8 +99,9 @@ function response.pass(self, given)
   self.last = is_last(self, given)
   self.status = given.status
   local bytes = head.response(given.status, given.reason, headers, announced, length, self.last)
-  local written, message, code = self.conn:write(response.redact(self, bytes), WRITE_TIMEOUT)
-  if not written or given.body == "none" then
+  local follows = given.body ~= "none"
+  local written, message, code = self.conn:write(response.redact(self, bytes), WRITE_TIMEOUT, follows)
+  if not written or not follows then
     return written, message, code
   end
   -- moved, trailers, tail | nil, message, code, side, moved so far

@@ -15,6 +15,7 @@ function secrets.new()
   return setmetatable({ by_name = {}, retired = {} }, Store)
 end
 
+local MOST_SWAPS = 256 -- in one request
 local RETIRED = 16 -- former values that are still masked: an upstream may have kept one
 
 -- Both matchers, compiled when they are first needed after a change. Ids are places in `order`.
@@ -96,11 +97,6 @@ function Store:detector()
   return self.placeholders
 end
 
---- The name of the secret whose placeholder has this id.
-function Store:name_of(id)
-  return self.order[id]
-end
-
 --- A text without the values, for logs and headers.
 function Store:redact(text)
   local masks = self:masks()
@@ -143,6 +139,11 @@ local function permits(secret, host, tls)
   return false
 end
 
+-- In a header it would end it, and what the sandbox has put behind the placeholder would be another.
+local function fits_header(value)
+  return not value:find("[%z\1-\8\10-\31\127]")
+end
+
 local function replace_plain(text, placeholder, value)
   local from, to = text:find(placeholder, 1, true)
   if not from then
@@ -176,8 +177,13 @@ function Store:swap(headers, host, tls)
       header[2] = replace_basic(replace_plain(before, secret.placeholder, secret.value), secret.placeholder, secret.value)
       if header[2] == before then
         return nil, ("the placeholder of secret %s is in an encoding that can't be swapped"):format(name), name
+      elseif not fits_header(header[2]) then
+        return nil, ("secret %s holds a line break or another control character, which no header can"):format(name), name
       end
       swapped = swapped + 1
+      if swapped > MOST_SWAPS then -- a value may hold the placeholder of another
+        return nil, "too many placeholders in one request", name
+      end
       name = self:find(header[2])
     end
   end

@@ -87,12 +87,12 @@ function handlers.check(_, params)
 end
 
 function handlers.attach(self, params, fds)
-  if #fds < 4 then
-    return nil, "attach needs the listeners", "EINVAL"
-  end
   local handles = {}
   for i, name in ipairs(params.handles or guests.HANDLES) do -- without IPv6 or without bpf there are less
     handles[name] = fds[i] and assert(core.fd.duplicate(fds[i]))
+  end
+  if not handles.tcp4 or not handles.udp4 then
+    return nil, "attach needs the listeners", "EINVAL"
   end
   for _, secret in ipairs(params.secrets or {}) do
     self.secrets:set(secret)

@@ -65,15 +65,15 @@ function Upstream:set_resolver(resolver)
   if self.resolving then
     self.resolving:close()
   end
-  for id, wake in pairs(self.waiting) do
-    self.waiting[id] = nil
-    wake(nil, "the name servers have changed, try again", "ECANCELED")
-  end
-  self.resolver, self.cache, self.cached = resolver, {}, 0
+  local waiting = self.waiting
+  self.resolver, self.cache, self.cached, self.waiting = resolver, {}, 0, {}
   self.resolving = assert(async.watch(resolver:number(), "r", function()
     run_resolver(self)
   end))
   self.resolving:start()
+  for _, wake in pairs(waiting) do -- last: who is told may ask again at once
+    wake(nil, "the name servers have changed, try again", "ECANCELED")
+  end
 end
 
 local function now()
@@ -174,6 +174,12 @@ local function split(to)
     host, port = to:match("^([^:]+):(%d+)$")
   end
   return host, tonumber(port)
+end
+
+--- Whether a text is an "address:port" that one can be sent to.
+function upstream.is_address(to)
+  local host, port = split(to)
+  return host ~= nil and port >= 1 and port <= 65535 and proxy.resolver.classify(host) ~= nil
 end
 
 --- Where a verdict sends a connection: { host, address, port, tls, to, private, ca }, named_port (the port before

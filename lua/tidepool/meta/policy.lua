@@ -109,8 +109,9 @@ function secret(name) end
 --- A line in the audit, without the secrets that this policy has seen.
 function log(text) end
 
---- Asks the outside, for instance for a token. At most 8 a hook, and 10 seconds together.
----@param request { url: string, method: string?, headers: table<string, string>?, body: string?, timeout: number?, limit: integer? }
+--- Asks the outside, for instance for a token. At most 8 a hook, and 10 seconds together. `to`, `private` and `ca`
+--- as in a verdict: where to connect, whether that may be private, more roots.
+---@param request { url: string, method: string?, headers: table<string, string>?, body: string?, timeout: number?, limit: integer?, to: string?, private: boolean?, ca: string? }
 ---@return { status: integer, headers: table<string, string>, body: string }? response
 ---@return string? message
 ---@return string? code

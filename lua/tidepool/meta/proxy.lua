@@ -354,12 +354,13 @@ function Conn:read_body(limit, timeout) end
 ---@return any ... string | nil, message, code: "EOF", "ECONNRESET"
 function Conn:read(timeout, most) end
 
---- Ends when the kernel has all of it.
+--- Ends when the kernel has all of it, or with `more` when it may wait for what is written next.
 ---@param bytes string
 ---@param timeout? number seconds without progress
+---@param more? boolean
 ---@return integer token
 ---@return any ... true | nil, message, code: "EPIPE", "ECONNRESET"
-function Conn:write(bytes, timeout) end
+function Conn:write(bytes, timeout, more) end
 
 --- Ends when the peer closes (true) or says something ("data"), while nobody reads.
 ---@param timeout? number seconds

@@ -133,6 +133,26 @@ local function store(self, entries)
   return true
 end
 
+-- How many entries each sandbox has, counted when first needed.
+local function kept(self)
+  if not self.kept then
+    local rows = assert(self.db:rows("SELECT sandbox, COUNT(*) AS many FROM entries GROUP BY sandbox"))
+    self.kept, self.total = {}, 0
+    for _, row in ipairs(rows) do
+      self.kept[row.sandbox], self.total = row.many, self.total + row.many
+    end
+  end
+  return self.kept
+end
+
+local function note(self, id, many)
+  if self.kept then
+    local left = (self.kept[id] or 0) + many
+    self.kept[id] = left > 0 and left or nil
+    self.total = self.total + many
+  end
+end
+
 --- Stores entries, all or none: true | nil, message, code. An entry has time, id and sandbox (number and
 --- name of the sandbox), action, and what of FIELDS applies.
 function Audit:add(entries)
@@ -141,6 +161,14 @@ function Audit:add(entries)
   end)
   if not ok then
     return nil, message, code
+  end
+  for _, entry in ipairs(entries) do
+    note(self, number(entry.id), 1)
+  end
+  if self.kept and not self.pruning and self.total > self.most * 1.1 then
+    self.pruning = true
+    self.cancel()
+    self:prune_later(PRUNE_PAUSE)
   end
   for _, entry in ipairs(entries) do
     for _, name in ipairs(type(entry.secrets) == "table" and entry.secrets or {}) do
@@ -223,31 +251,56 @@ function Audit:counters(id)
   }
 end
 
--- One step; whether there is more to do.
-local function prune_step(self)
-  local rows = self.db:rows("SELECT min(id) AS low, max(id) AS high FROM entries")
-  local low, high = rows and rows[1] and rows[1].low, rows and rows[1] and rows[1].high
-  if not low then
-    return false
+-- Too many: the oldest of the sandbox that has the most go, so that no sandbox can drown what is known of another.
+local function prune_most(self)
+  local most, id = 0, nil
+  for sandbox, many in pairs(self.kept) do
+    if many > most then
+      most, id = many, sandbox
+    end
   end
-  local last = math.min(high - self.most, low + PRUNE_STEP - 1)
-  if last >= low then
-    return self.db:execute("DELETE FROM entries WHERE id <= ?", last) and true or false
-  end
-  local old = os.time() - self.days * 86400
-  local found = self.db:rows("SELECT max(id) AS last FROM (SELECT id, time FROM entries ORDER BY id LIMIT ?) WHERE time < ?", PRUNE_STEP, old)
-  last = found and found[1] and found[1].last
-  return last ~= nil and self.db:execute("DELETE FROM entries WHERE id <= ?", last) and true or false
+  local step = math.min(self.total - self.most, PRUNE_STEP, most)
+  assert(self.db:execute("DELETE FROM entries WHERE id IN (SELECT id FROM entries WHERE sandbox = ? ORDER BY id LIMIT ?)", id, step))
+  note(self, id, -step)
 end
 
---- Removes what is too old or too much, a step at a time, and does so again every ten minutes.
+-- Too old, of the oldest: how many.
+local function prune_old(self)
+  local old = os.time() - self.days * 86400
+  local rows = assert(self.db:rows([[SELECT max(id) AS last, sandbox, COUNT(*) AS many
+    FROM (SELECT id, sandbox, time FROM entries ORDER BY id LIMIT ?) WHERE time < ? GROUP BY sandbox]], PRUNE_STEP, old))
+  local last = 0
+  for _, row in ipairs(rows) do
+    last = math.max(last, row.last)
+    note(self, row.sandbox, -row.many)
+  end
+  if #rows > 0 then
+    assert(self.db:execute("DELETE FROM entries WHERE id <= ? AND time < ?", last, old))
+  end
+  return #rows
+end
+
+-- One step; whether there is more to do.
+local function prune_step(self)
+  kept(self)
+  if self.total > self.most then
+    prune_most(self)
+    return true
+  end
+  return prune_old(self) > 0
+end
+
+--- Removes what is too old or too much, a step at a time, and does so again every ten minutes, or when there is
+-- much too much.
 function Audit:prune_later(seconds)
   self.cancel = async.after(seconds or PRUNE_EVERY, function()
     local ok, more = pcall(prune_step, self)
     if not ok then
+      self.kept = nil
       log.error("audit_not_pruned", { message = more })
     end
-    self:prune_later(ok and more and PRUNE_PAUSE or PRUNE_EVERY)
+    self.pruning = ok and more
+    self:prune_later(self.pruning and PRUNE_PAUSE or PRUNE_EVERY)
   end)
 end
 

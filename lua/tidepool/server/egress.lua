@@ -90,7 +90,7 @@ local function attachment(sandbox)
   return {
     id = sandbox.id, name = sandbox.name, labels = sandbox.spec.labels, image = sandbox.image,
     policies = list, revision = own.revision, ca = own.ca, names = names, states = states,
-    secrets = server.secrets:for_egress(), mode = own.steering.mode,
+    secrets = server.secrets:for_egress(), mode = own.steering.mode, again = own.served,
   }
 end
 
@@ -131,7 +131,7 @@ local function attach(sandbox)
     process:call("detach", { id = sandbox.id }) -- it has ended meanwhile
     return nil, "sandbox is not running: " .. sandbox.name, "ESTOPPED"
   end
-  own.process, own.told, own.problem = process, revision, nil
+  own.process, own.told, own.problem, own.served = process, revision, nil, true
   return steering.open(made)
 end
 
@@ -295,25 +295,43 @@ function resteer(sandbox)
   return nil, message, code
 end
 
+-- What an egress process gave of a sandbox's handles, by their names | nil when it can't be that.
+local function handles_of(sandbox, names, fds)
+  local made, known = { mode = sandbox.run.steering }, {}
+  for _, name in ipairs(HANDLES) do
+    known[name] = true
+  end
+  for i, name in ipairs(type(names) == "table" and names or {}) do
+    if not known[name] or made[name] or not fds[i] then
+      return nil
+    end
+    made[name] = fds[i]
+  end
+  local complete = made.tcp4 and made.udp4 and (made.map or made.mode ~= "bpf")
+  return complete and made or nil
+end
+
 --- Takes over a sandbox that runs: from the egress process that serves it, or by new listeners where that
 --- has ended as well. Returns true | nil, message, code.
 function egress.adopt(sandbox)
   local own, server = sandbox.egress, sandbox.server
+  own.served = true
   egress.trust(sandbox)
   local member, entry = server.egress:holder(sandbox.id)
-  if member then
-    local names, fds = member.process:call("handles", { id = sandbox.id })
-    if names then
-      local made = { mode = sandbox.run.steering }
-      for i, name in ipairs(type(names) == "table" and names or HANDLES) do
-        made[name] = fds[i]
-      end
+  local one = member and member.process
+  if one then
+    local names, fds = one:call("handles", { id = sandbox.id })
+    local made = names and not one.dead and handles_of(sandbox, names, fds)
+    if made then
       member.sandboxes[sandbox.id] = sandbox
-      own.member, own.process, own.steering, own.told = member, member.process, made, entry.revision
+      own.member, own.process, own.steering, own.told = member, one, made, entry.revision
       steering.open(made)
       return egress.push(sandbox)
     end
-    member.process:call("detach", { id = sandbox.id }) -- what it holds and can't give is in the way of the new ones
+    for _, fd in ipairs(names and fds or {}) do
+      fd:close() -- it ended meanwhile, or told nonsense
+    end
+    one:call("detach", { id = sandbox.id }) -- what it holds and can't give is in the way of the new ones
   end
   return resteer(sandbox)
 end

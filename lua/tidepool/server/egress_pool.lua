@@ -22,6 +22,7 @@ local READY = 15 -- seconds that a start of a process may take
 local RETRY, LONGEST_RETRY = 1, 30 -- seconds between starts in a row
 local IDLE = 60 -- seconds until one that serves nobody is ended
 local FORMER = 10 -- seconds in which a process may still tell about a sandbox that has ended
+local LONGEST_CA = 8192 -- bytes
 local LOOK = 5 -- seconds between looks at the host's resolver configuration
 local LIMITS = { connections = 1024, memory = 2 ^ 31 } -- of a sandbox; bytes of a process
 
@@ -179,12 +180,16 @@ local function new_member(self, key)
   return member
 end
 
-local function load_of(member)
+local function size_of(map)
   local count = 0
-  for _ in pairs(member.sandboxes) do
+  for _ in pairs(map) do
     count = count + 1
   end
   return count
+end
+
+local function load_of(member)
+  return size_of(member.sandboxes)
 end
 
 -- The one with the least to do, and how many there are.
@@ -268,7 +273,7 @@ function Pool:lost(member, lost, message)
   if member.process ~= lost or member.starting then
     return -- whoever starts it sees the start fail
   end
-  member.process = nil
+  member.process, member.inventory = nil, nil
   member.ready:set(nil, message, "ECONNRESET")
   member.ready = async.event()
   for _, sandbox in pairs(member.sandboxes) do
@@ -345,13 +350,24 @@ function Pool:broadcast(method, params)
   async.all(tasks)
 end
 
+-- What a process made, if it is one: it goes into a file of the sandbox.
+local function authority(ca, message, code)
+  if ca == nil then
+    return nil, message, code
+  elseif type(ca) ~= "table" or type(ca.cert) ~= "string" or type(ca.key) ~= "string" or #ca.cert + #ca.key > LONGEST_CA
+    or not ca.cert:find("^%-%-%-%-%-BEGIN CERTIFICATE%-%-%-%-%-\n[%w+/=\n]+\n%-%-%-%-%-END CERTIFICATE%-%-%-%-%-\n$") then
+    return nil, "the egress process made no certificate authority", "EBADMSG"
+  end
+  return ca
+end
+
 --- A certificate authority for a new sandbox, { cert, key } | nil, message, code.
 function Pool:take_ca()
-  local ca = self.reserve:take()
+  local ca = authority(self.reserve:take())
   if ca then
     return ca
   end
-  return self:call_any("make_ca", { name = CA_NAME })
+  return authority(self:call_any("make_ca", { name = CA_NAME }))
 end
 
 --- Has one ready before the first sandbox needs it.
@@ -387,6 +403,46 @@ function egress_pool.bases(db)
   return rows
 end
 
+-- By id, and nothing but what it should be: it may be somebody else's by now, and must not keep us from starting.
+local function inventory_of(list)
+  local inventory = {}
+  for _, entry in ipairs(type(list) == "table" and list or {}) do
+    if type(entry) == "table" and type(entry.id) == "number" and entry.id == entry.id then
+      inventory[entry.id] = { revision = type(entry.revision) == "number" and entry.revision or 0 }
+    end
+  end
+  return inventory
+end
+
+-- One may end at any moment of this: then `lost` has seen to it.
+local function adopt_one(self, row)
+  local member = add(self, row.number, row.key)
+  local one, message = process.adopt(options_of(self, member), row)
+  member.process = one
+  local list
+  if one then
+    list, message = one:call("inventory", {})
+  end
+  if list and not one.dead then
+    member.inventory = inventory_of(list)
+    self.owner.adopted(member)
+  end
+  if list and not one.dead then
+    member.ready:set(true)
+    async.spawn(one.call, one, "configure", configuration()) -- the host may have changed meanwhile
+    log.info("egress_adopted", { number = row.number, egress_pid = row.pid, sandboxes = size_of(member.inventory) })
+    return
+  end
+  log.warn("egress_not_adopted", { number = row.number, message = message })
+  if member.process then
+    one:finish()
+  end
+  if self.members[row.number] == member then
+    self.members[row.number] = nil
+    forget(self, row.number, row.base)
+  end
+end
+
 --- Takes over what an earlier server left. member.inventory: id -> { revision } of what each serves.
 function Pool:adopt()
   local rows, message, code = self.server.state.db:rows("SELECT number, pid, start_time, boot_id, base, key FROM egress_processes")
@@ -394,31 +450,7 @@ function Pool:adopt()
     return nil, message, code
   end
   for _, row in ipairs(rows) do
-    local member = add(self, row.number, row.key)
-    local list
-    member.process, message = process.adopt(options_of(self, member), row)
-    if member.process then
-      list, message = member.process:call("inventory", {})
-    end
-    if list then
-      self.owner.adopted(member)
-    end
-    if list then
-      member.inventory = {}
-      for _, entry in ipairs(list) do
-        member.inventory[entry.id] = entry
-      end
-      member.ready:set(true)
-      async.spawn(member.process.call, member.process, "configure", configuration()) -- the host may have changed meanwhile
-      log.info("egress_adopted", { number = row.number, egress_pid = row.pid, sandboxes = #list })
-    else
-      log.warn("egress_not_adopted", { number = row.number, message = message })
-      if member.process then
-        member.process:finish()
-      end
-      self.members[row.number] = nil
-      forget(self, row.number, row.base)
-    end
+    adopt_one(self, row)
   end
   return true
 end
@@ -437,7 +469,8 @@ function Pool:reconcile()
   for _, member in pairs(self.members) do
     for id in pairs(member.inventory or {}) do
       if not member.sandboxes[id] then
-        async.spawn(member.process.call, member.process, "detach", { id = id })
+        local one = member.process
+        async.spawn(one.call, one, "detach", { id = id })
       end
     end
     member.inventory = nil

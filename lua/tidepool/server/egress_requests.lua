@@ -8,6 +8,9 @@ local log = require("tidepool.server.log")
 local egress_requests = {}
 
 local STATE = 64 * 1024 -- bytes that a policy may keep for a sandbox
+local ENTRIES = 512 -- of the audit in one message, as egress/audit.lua sends them
+local SECRETS = 64 -- names of secrets in one entry
+local ACTIONS = { allow = true, deny = true, error = true, note = true, passthrough = true, redirect = true, respond = true }
 
 local handlers = {}
 
@@ -17,12 +20,29 @@ local function name_of(member, id)
   return sandbox and sandbox.name or member.former[id] and member.former[id].name
 end
 
+local function now()
+  local seconds, micros = uv.gettimeofday()
+  return seconds + micros / 1e6
+end
+
+-- Whether an entry is one that may be stored. One of tomorrow would outlive its days.
+local function is_entry(entry)
+  return type(entry) == "table" and ACTIONS[entry.action] and type(entry.time) == "number" and entry.time <= now() + 1
+end
+
+local function first(list, most)
+  return type(list) == "table" and { unpack(list, 1, math.min(#list, most)) } or nil
+end
+
 function handlers.audit(server, member, params)
-  local entries = {}
-  for _, entry in ipairs(type(params.entries) == "table" and params.entries or {}) do
-    local name = type(entry) == "table" and name_of(member, entry.id)
+  local given, entries = type(params.entries) == "table" and params.entries or {}, {}
+  if #given > ENTRIES then
+    return nil, "too many entries at once", "EMSGSIZE"
+  end
+  for _, entry in ipairs(given) do
+    local name = is_entry(entry) and name_of(member, entry.id)
     if name then
-      entry.sandbox = name
+      entry.sandbox, entry.secrets = name, first(entry.secrets, SECRETS)
       entries[#entries + 1] = entry
     end
   end
@@ -32,8 +52,12 @@ end
 function handlers.names(server, member, params)
   local sandbox, names = member.sandboxes[params.id], {}
   for _, pair in ipairs(sandbox and type(params.names) == "table" and params.names or {}) do
-    local number, name = pair[1], pair[2]
-    if type(number) == "number" and number >= 1 and number < 2 ^ 17 and type(name) == "string" and #name <= 255 then
+    local number, name
+    if type(pair) == "table" then
+      number, name = pair[1], pair[2]
+    end
+    -- Whole, or there would be no end of them.
+    if type(number) == "number" and number >= 1 and number < 2 ^ 17 and number % 1 == 0 and type(name) == "string" and #name <= 255 then
       names[#names + 1] = { number, name }
     end
   end
@@ -76,11 +100,6 @@ function egress_requests.states(sandbox)
     end
   end
   return states
-end
-
-local function now()
-  local seconds, micros = uv.gettimeofday()
-  return seconds + micros / 1e6
 end
 
 --- Writes down what the server itself knows of a sandbox's egress.

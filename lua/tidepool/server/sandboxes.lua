@@ -341,6 +341,27 @@ local function unmake(self)
   return true
 end
 
+local UNMAKE_TRIES = 3 -- before the caller is told that the create failed
+
+-- What could not be made must not stay: the same trouble may be in the way of its end, so again until it goes.
+local unmake_surely
+function unmake_surely(self)
+  for _ = 1, UNMAKE_TRIES do
+    local unmade, message, code = unmake(self)
+    if unmade then
+      return
+    end
+    log.error("unmake_failed", { sandbox = self.name, message = message, code = code })
+  end
+  async.after(REWRITE, function()
+    async.spawn(self.lock.with, self.lock, function()
+      if not self.destroyed then
+        unmake_surely(self)
+      end
+    end)
+  end)
+end
+
 --- Makes a sandbox and starts it: all or nothing. wanted: name, image, spec, policies (a checked chain),
 -- files(id), which makes its files and returns their path | nil, message, code; of one that begins with
 -- another's files also parent, the snapshot that they continue, branch_of, and names, of its egress.
@@ -373,10 +394,7 @@ function sandboxes.make(server, wanted)
       return self
     end
     log.error("create_failed", { sandbox = self.name, message = message, code = code })
-    local unmade, complaint = unmake(self)
-    if not unmade then
-      log.error("unmake_failed", { sandbox = self.name, message = complaint })
-    end
+    unmake_surely(self)
     return nil, message, code
   end)
 end
@@ -677,7 +695,7 @@ function Sandbox:take_name(name, old)
   if old then
     old.name = "~" .. old.id
     end_run(old, 0, "another branch took its place")
-    unmake(old)
+    unmake_surely(old)
   end
   return true
 end

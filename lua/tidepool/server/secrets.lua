@@ -17,6 +17,7 @@ Store.__index = Store
 local KEY_BYTES = 32
 -- Shorter ones can't be masked in what upstreams answer without masking half of it.
 local LEAST, MOST = 8, 4096
+local COUNT = 240 -- an egress process masks 256 values (core/proxy/scrub.h), of which 16 may be former ones
 
 local function digest()
   return require("tidepool.proxy").digest
@@ -193,6 +194,14 @@ local function check_placeholder(self, name, text, value)
   return true
 end
 
+local function count(map)
+  local number = 0
+  for _ in pairs(map) do
+    number = number + 1
+  end
+  return number
+end
+
 --- Sets one or gives it another value; hosts and placeholder stay when they are not given.
 --- params: name, value, hosts, placeholder. Returns what a client may know | nil, message, code.
 function Store:set(params)
@@ -203,6 +212,9 @@ function Store:set(params)
     return nil, ("the secret has %d bytes; one of less than %d can't be masked in what upstreams answer"):format(#params.value, LEAST), "EINVAL"
   elseif #params.value > MOST then
     return nil, ("the secret has %d bytes, the limit is %d"):format(#params.value, MOST), "EINVAL"
+  end
+  if not known and count(self.by_name) >= COUNT then
+    return nil, ("there are %d secrets, and more can't be masked"):format(COUNT), "ENOSPC"
   end
   local hosts = params.hosts or known and known.hosts or {}
   local ok, message, code = check_hosts(hosts)

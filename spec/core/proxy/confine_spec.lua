@@ -124,7 +124,7 @@ describe("a confined process", function()
         setsockopt_filter = { 54, 0, 1, 26, one, 16 }, setsockopt_bpf = { 54, 0, 1, 50, one, 4 }, setsockopt_transparent = { 54, 0, 0, 19, one, 4 },
         setsockopt_ulp = { 54, 0, 6, 31, one, 4 }, setsockopt_mark = { 54, 0, 1, 36, one, 4 }, setsockopt_device = { 54, 0, 1, 25, one, 4 },
         fcntl_setown = { 72, 0, 8, 1 }, fcntl_lease = { 72, 0, 1024, 0 }, ioctl_tiocsti = { 16, 0, 0x5412, one }, inotify = { 294, 0 },
-        sendfile = { 40, 1, 0, null, 1 }, splice = { 275, 0, null, 1, null, 1, 0 }, shmget = { 29, 0, 4096, 512 }, msgget = { 68, 0, 512 },
+        lseek = { 8, 2, 0, 0 }, pread64 = { 17, 0, one, 1, 0 }, pwrite64 = { 18, 2, one, 1, 0 }, sendfile = { 40, 1, 0, null, 1 }, splice = { 275, 0, null, 1, null, 1, 0 }, shmget = { 29, 0, 4096, 512 }, msgget = { 68, 0, 512 },
         timer_create = { 222, 0, null, one }, kcmp = { 312, 1, 1, 0, 0, 0 }, landlock = { 444, null, 0, 1 }, sched_setaffinity = { 203, 0, 4, one },
       }
       local wrong = {}

@@ -44,6 +44,16 @@ describe("TLS on a flow", function()
     assert.equal("EOF", (select(3, bench:wait(client:read(5)))))
   end)
 
+  it("sends what waits for more in one record with it", function()
+    local client, server = pair()
+    local before = server:stats().written
+    assert.is_true(bench:wait(server:write("HTTP/1.1 200 OK\r\n", 5, true)))
+    assert.equal(before, server:stats().written)
+    assert.is_true(bench:wait(server:write("Content-Length: 0\r\n\r\n", 5)))
+    assert.is_true(server:stats().written - before < 2 * 37 + 29, "two records")
+    assert.equal(200, bench:wait(client:read_head("response", 5, "GET")).status)
+  end)
+
   it("begins after the hello was peeked at, and peeks under TLS too", function()
     local client, server = bench:pair()
     local connecting = client:connect_tls(trust, "example.test", 5)

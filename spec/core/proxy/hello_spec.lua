@@ -130,7 +130,9 @@ describe("a ClientHello", function()
 
   it("is read from openssl, curl, python and node as they send it", function()
     local found = require("spec.support.hellos").capture("host.example")
-    assert.is_truthy(found.python and found.openssl and found.curl and found.git and found.node)
+    for _, name in ipairs({ "python", "openssl", "curl", "git", "node" }) do
+      assert.is_truthy(found[name], "nothing from " .. name)
+    end
     for name, bytes in pairs(found) do
       local got, why = hello.parse(bytes)
       assert.is_truthy(got, name .. ": " .. tostring(why))

@@ -63,7 +63,7 @@ describe("certificates inside are trusted by", function()
       to[name] = "127.0.0.1:" .. nginx.port
     end
     box = support.sandbox({
-      image = "debian",
+      image = "debian", type = "standard-3",
       egress = { { name = "allow_hosts", options = { hosts = HOSTS, to = to, ca = ca.pem } } },
     })
   end)

@@ -44,6 +44,6 @@ describe("a head that goes on", function()
 
   it("answers for a policy with its body, and with none where a status has none", function()
     assert.equal("HTTP/1.1 200 OK\r\nx-a: 1\r\nContent-Length: 2\r\n\r\nhi", head.answer(200, { ["x-a"] = "1" }, "hi", "GET"))
-    assert.equal("HTTP/1.1 204 OK\r\n\r\n", head.answer(204, nil, "hi", "GET"))
+    assert.equal("HTTP/1.1 204 No Content\r\n\r\n", head.answer(204, nil, "hi", "GET"))
   end)
 end)

@@ -1,6 +1,19 @@
 local names = require("tidepool.egress.names")
 
 describe("the private addresses of names", function()
+  it("are not those that a process before may have given to others", function()
+    local starts = {}
+    for _ = 1, 20 do
+      local again = names.new({ { 1, "a.example" } }, true)
+      assert.equal(1, (again:give("a.example")))
+      local index = again:give("b.example")
+      assert.is_true(index > 1 and index <= 65535)
+      starts[index] = true
+    end
+    assert.is_truthy(next(starts, next(starts)))
+    assert.equal(2, (names.new({ { 1, "a.example" } }):give("b.example")))
+  end)
+
   it("stay the same for a name, and lead back to it, over IPv4 and IPv6", function()
     local table_of = names.new()
     local first = table_of:give("a.example")
@@ -41,7 +54,7 @@ describe("the private addresses of names", function()
 
   it("are taken from the name that was not asked for the longest when none is left", function()
     local table_of = names.new()
-    for i = 1, 65535 do
+    for i = 1, 50000 do
       table_of:give("host" .. i)
     end
     table_of:give("host1")
@@ -49,7 +62,24 @@ describe("the private addresses of names", function()
     assert.equal(2, index)
     assert.equal("one-more", table_of:at(names.v4(2)))
     assert.equal("host1", table_of:at(names.v4(1)))
-    assert.equal("198.18.255.255", names.v4(65535))
-    assert.equal("host65535", table_of:at(names.v6(65535)))
+    assert.equal("198.18.195.80", names.v4(50000))
+    assert.equal("host50000", table_of:at(names.v6(50000)))
+    local order = {}
+    for i = 1, 4 do
+      order[i] = (table_of:give("another" .. i))
+    end
+    assert.same({ 3, 4, 5, 6 }, order)
+  end)
+
+  it("cost the same when none is left", function()
+    local table_of = names.new()
+    for i = 1, 50000 do
+      table_of:give("host" .. i)
+    end
+    local began = os.clock()
+    for i = 1, 1000 do
+      table_of:give("more" .. i)
+    end
+    assert.is_true(os.clock() - began < 0.1)
   end)
 end)

@@ -85,6 +85,14 @@ describe("an upstream", function()
     local said = get("echo.test", "", { versions = "1.3" })
     assert.matches("^tls .*PROTOCOL_VERSION", said.ended)
     assert.is_truthy(talk.entry(box, { action = "deny", host = "echo.test", hook = "connect", reason = "only TLS 1.3" }))
+    assert.matches("alert number 70", box:exec("openssl s_client -connect echo.test:443 -tls1_1 </dev/null").stderr)
+    assert.is_truthy(talk.entry(box, { action = "deny", host = "echo.test", hook = "connect", reason = "before 1.2" }))
+  end)
+
+  it("is not asked by a client that speaks only HTTP/2, and by one that would rather, in HTTP/1.1", function()
+    assert.matches("NO_APPLICATION_PROTOCOL", (talk.run(box, { host = "echo.test", tls = true, alpn = { "h2" } }).ended:gsub(" ", "_"):upper()))
+    assert.is_truthy(talk.entry(box, { action = "deny", host = "echo.test", hook = "connect", reason = "ALPN" }))
+    assert.equal("1.1 200", box:exec("curl -sS --http2 -o /dev/null -w '%{http_version} %{http_code}' https://echo.test/echo").stdout)
   end)
 
   it("that refuses, or has no address, is a 502 with the reason", function()
@@ -152,9 +160,7 @@ describe("an upstream", function()
   end)
 
   it("is not reached by what is not HTTP unless a policy relays it", function()
-    for _, steps in ipairs({ { { send = "\0\1\2\3" } }, {} }) do
-      assert.equal("reset", talk.run(box, { host = "echo.test", port = 80, steps = steps }).ended)
-    end
+    assert.equal("reset", talk.run(box, { host = "echo.test", port = 80, steps = { { send = "\0\1\2\3" } } }).ended)
     assert.is_truthy(talk.entry(box, { action = "deny", host = "echo.test", port = 80, reason = "not HTTP" }))
     assert.equal("reset", talk.run(box, { host = "echo.test", port = 25, steps = { { send = "EHLO\r\n" } } }).ended)
     assert.is_truthy(talk.entry(box, { action = "deny", host = "echo.test", port = 25, reason = "port is not on the list" }))

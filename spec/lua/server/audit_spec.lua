@@ -141,6 +141,32 @@ describe("the audit", function()
     end)
   end)
 
+  it("keeps what is known of one sandbox when another one floods it", function()
+    log:close()
+    log = assert(audit.open({ path = path, rows = 100 }))
+    async.run(function()
+      assert(log:add({ entry({ id = 2, sandbox = "quiet" }), entry({ id = 2, sandbox = "quiet" }) }))
+      async.sleep(1.2) -- the first look
+      for round = 1, 5 do
+        local many = {}
+        for i = 1, 200 do
+          many[i] = entry({ port = round * 1000 + i })
+        end
+        assert(log:add(many))
+      end
+      for _ = 1, 60 do
+        async.sleep(0.05)
+        if #log:read({ after = 0, limit = 2000 }) <= 100 then
+          break
+        end
+      end
+      local left = log:read({ id = 1, after = 0, limit = 2000 })
+      assert.equal(98, #left)
+      assert.equal(5200, left[98].port)
+      assert.equal(2, #log:read({ id = 2, after = 0 }))
+    end)
+  end)
+
   it("says which secret was used", function()
     log:close()
     local used = {}

@@ -16,6 +16,10 @@ describe("the server", function()
     assert.equal(tonumber("40700", 8), uv.fs_stat(server.run).mode)
   end)
 
+  it("leaves no core file, which would have the secrets in it", function()
+    assert.matches("Max core file size%s+0%s+0%s", support.read(("/proc/%d/limits"):format(server:pid())))
+  end)
+
   it("hangs up on a peer that is not root, though it could open the socket", function()
     local script = ([[
       local async, core, rpc = require("tidepool.async"), require("tidepool.core"), require("tidepool.rpc")

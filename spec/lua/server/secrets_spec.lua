@@ -82,6 +82,26 @@ describe("secrets", function()
     assert(store:set({ name = "a", value = "12345678", hosts = { "http://a.test:80", "*" } }))
   end)
 
+  it("are as many as can be masked, and no more", function()
+    local egress = require("tidepool.egress.secrets").new()
+    for i = 1, 240 do
+      assert(store:set({ name = "s" .. i, value = "value number " .. i }))
+    end
+    local _, message, code = store:set({ name = "more", value = "value of more" })
+    assert.equal("ENOSPC", code)
+    assert.matches("240 secrets", message)
+    assert(store:set({ name = "s1", value = "another value" }))
+    for _, secret in ipairs(store:for_egress()) do
+      egress:set(secret)
+    end
+    for i = 1, 20 do -- with as many former ones as are kept
+      egress:set({ name = "s2", value = "former value " .. i, placeholder = "placeholder-of-s2" })
+    end
+    for _, text in ipairs({ "another value", "value number 240", "former value 20", "former value 5" }) do
+      assert.equal(("*"):rep(#text), egress:redact(text))
+    end
+  end)
+
   it("have placeholders that can be told apart", function()
     assert(store:set({ name = "a", value = VALUE, placeholder = "PLACEHOLDER_OF_MINE" }))
     local made, _, code = store:set({ name = "b", value = VALUE, placeholder = "X-PLACEHOLDER_OF_MINE" })

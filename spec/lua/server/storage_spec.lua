@@ -213,7 +213,7 @@ describe("storage", function()
   it("leaks no descriptor in the spawners", task(function()
     async.sleep(0.2)
     for i = 1, 2 do
-      assert.is_true(support.fd_count(pool.members[i].pid) <= 8)
+      assert.is_true(support.fd_count(pool.members[i].pid) <= 16) -- half of them programs and maps made ahead, see steer.h
     end
   end))
 

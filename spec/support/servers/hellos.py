@@ -18,12 +18,14 @@ CLIENTS = {
 
 
 def receive(connection):
-    """Until the client has nothing more to say: it waits for a ServerHello then."""
-    connection.settimeout(0.3)
+    """Until the client has nothing more to say: it waits for a ServerHello then. A busy machine lets it
+    connect long before it says anything."""
+    connection.settimeout(20)
     parts = []
     try:
         while part := connection.recv(65536):
             parts.append(part)
+            connection.settimeout(0.3)
     except TimeoutError:
         pass
     return b"".join(parts)

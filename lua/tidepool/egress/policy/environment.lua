@@ -158,7 +158,10 @@ local function log_of(instance)
   end
 end
 
-local FETCH = { url = "string", method = "string", headers = "table", body = "string", timeout = "number", limit = "number" }
+local FETCH = {
+  url = "string", method = "string", headers = "table", body = "string", timeout = "number", limit = "number",
+  to = "string", private = "boolean", ca = "string",
+}
 
 local function check_fetch(request)
   if type(request) ~= "table" or type(request.url) ~= "string" then
