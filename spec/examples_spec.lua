@@ -10,6 +10,7 @@ local RESULTS = {
   ["04_credentials.lua"] = "credentials: cloned and pushed with no token inside, then pushing was turned off",
   ["05_registries.lua"] = "registries: .+", -- which of them this host has
   ["06_branches.lua"] = "branches: of three patches one passed and was promoted: allow the last group",
+  ["07_hibernate.lua"] = "hibernate: the variables outlived the server, and eight branches went on from them",
 }
 
 local names = {}

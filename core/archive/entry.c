@@ -66,19 +66,49 @@ void tp_links_free(struct tp_links *links) {
   *links = (struct tp_links){0};
 }
 
-/* Only what an unpacker takes: file capabilities and user attributes. */
+/* The kernel's own form of an ACL: a version, then entries of tag, permissions and id. */
+static int add_acl(struct archive_entry *entry, int type, const char *value, size_t length,
+                   struct tp_error *err) {
+  static const struct {
+    uint16_t tag;
+    int kind;
+  } tags[] = {{0x01, ARCHIVE_ENTRY_ACL_USER_OBJ},  {0x02, ARCHIVE_ENTRY_ACL_USER},
+              {0x04, ARCHIVE_ENTRY_ACL_GROUP_OBJ}, {0x08, ARCHIVE_ENTRY_ACL_GROUP},
+              {0x10, ARCHIVE_ENTRY_ACL_MASK},      {0x20, ARCHIVE_ENTRY_ACL_OTHER}};
+  struct {
+    uint16_t tag, permissions;
+    uint32_t id;
+  } one;
+  for (size_t at = 4; at + sizeof one <= length; at += sizeof one) {
+    memcpy(&one, value + at, sizeof one);
+    for (unsigned i = 0; i < sizeof tags / sizeof *tags; i++)
+      if (tags[i].tag == one.tag &&
+          archive_entry_acl_add_entry(entry, type, one.permissions & 7, tags[i].kind,
+                                      one.tag & 0x0a ? (int)one.id : -1, NULL) != ARCHIVE_OK)
+        return tp_fail(err, ENOMEM, "note ACL");
+  }
+  return 0;
+}
+
+/* Only what an unpacker takes: file capabilities, ACLs and user attributes. */
 static int add_attributes(struct archive_entry *entry, int fd, struct tp_error *err) {
   char names[65536], value[65536];
   ssize_t size = flistxattr(fd, names, sizeof names);
   if (size < 0)
     return errno == ENOTSUP ? 0 : tp_fail(err, errno, "list attributes");
   for (const char *name = names; name < names + size; name += strlen(name) + 1) {
-    if (strcmp(name, "security.capability") != 0 && strncmp(name, "user.", 5) != 0)
+    int acl = strcmp(name, "system.posix_acl_access") == 0    ? ARCHIVE_ENTRY_ACL_TYPE_ACCESS
+              : strcmp(name, "system.posix_acl_default") == 0 ? ARCHIVE_ENTRY_ACL_TYPE_DEFAULT
+                                                              : 0;
+    if (!acl && strcmp(name, "security.capability") != 0 && strncmp(name, "user.", 5) != 0)
       continue;
     ssize_t length = fgetxattr(fd, name, value, sizeof value);
     if (length < 0)
       return tp_fail(err, errno, "read attribute %.100s", name);
-    archive_entry_xattr_add_entry(entry, name, value, (size_t)length);
+    if (!acl)
+      archive_entry_xattr_add_entry(entry, name, value, (size_t)length);
+    else if (add_acl(entry, acl, value, (size_t)length, err) < 0)
+      return -1;
   }
   return 0;
 }

@@ -8,6 +8,7 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/stat.h>
+#include <sys/xattr.h>
 #include <time.h>
 #include <unistd.h>
 
@@ -200,6 +201,17 @@ static bool left_out(const struct tp_unpack *unpack, struct archive_entry *entry
   }
 }
 
+/* What a directory's default ACL gave to what was made in it, and an older directory's own. */
+static void drop_acls(struct archive_entry *entry, const char *path) {
+  int types = archive_entry_acl_types(entry);
+  if (archive_entry_hardlink(entry) || archive_entry_filetype(entry) == AE_IFLNK)
+    return;
+  if (!(types & ARCHIVE_ENTRY_ACL_TYPE_ACCESS))
+    lremovexattr(path, "system.posix_acl_access");
+  if (!(types & ARCHIVE_ENTRY_ACL_TYPE_DEFAULT) && archive_entry_filetype(entry) == AE_IFDIR)
+    lremovexattr(path, "system.posix_acl_default");
+}
+
 static int restore(struct tp_unpack *unpack, struct tp_source *source, struct archive *disk,
                    struct archive_entry *entry, const char *path, struct tp_error *err) {
   bool directory = archive_entry_filetype(entry) == AE_IFDIR && !archive_entry_hardlink(entry);
@@ -233,6 +245,8 @@ static int restore(struct tp_unpack *unpack, struct tp_source *source, struct ar
     return -1;
   if (archive_write_finish_entry(disk) != ARCHIVE_OK)
     return disk_fail(disk, err);
+  if (!unpack->plain)
+    drop_acls(entry, *path ? path : ".");
   return 0;
 }
 
@@ -275,7 +289,7 @@ static struct archive *new_disk(const struct tp_unpack *unpack) {
   if (unpack->plain)
     flags |= ARCHIVE_EXTRACT_SECURE_SYMLINKS;
   else
-    flags |= ARCHIVE_EXTRACT_OWNER | ARCHIVE_EXTRACT_XATTR;
+    flags |= ARCHIVE_EXTRACT_OWNER | ARCHIVE_EXTRACT_XATTR | ARCHIVE_EXTRACT_ACL;
   struct archive *disk = archive_write_disk_new();
   if (disk)
     archive_write_disk_set_options(disk, flags);

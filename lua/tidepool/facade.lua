@@ -124,6 +124,17 @@ function sandbox.fork(source, count, fn)
   end, source, count, fn)
 end
 
+sandbox.memory = {}
+
+--- Gets CRIU, which `box:hibernate` needs, into the state directory, unless it is there. Takes about 10 s.
+---@param progress? fun(line: string)
+---@return { version: string }?
+---@return string? message
+---@return string? code "ENOPKG" (no mmdebstrap, or no mirror has it), "EBUILD", "ENOSPC"
+function sandbox.memory.install(progress)
+  return get_client():call("memory_install", {}, nil, progress)
+end
+
 sandbox.snapshot = {}
 
 --- All snapshots, or those of a sandbox's name, the oldest first.

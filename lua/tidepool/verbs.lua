@@ -208,7 +208,8 @@ verbs.list = {
     params = { sandbox_name() }, result = "seconds and bytes of the dump, connections_reset: how many to the outside end",
     errors = { "ENOSANDBOX", "ESTOPPED", "ENOTSUP", "ENOPKG", "ETIMEDOUT", "ENOSPC" }, example = "hibernate agent-42" },
   { name = "memory_install", cli = "memory install", group = "snapshot", about = "Get CRIU, which hibernate needs, into the state directory.", progress = true,
-    params = {}, result = "version", errors = { "ENOPKG", "EBUILD", "ENOSPC" }, example = "memory install" },
+    params = { { name = "replace", type = "boolean", flag = "--replace", about = "get it again when it is there" } },
+    result = "version", errors = { "ENOPKG", "EBUILD", "ENOSPC" }, example = "memory install" },
   { name = "wake", cli = "wake", group = "snapshot", about = "See to it that a sandbox runs.", wakes = true,
     params = { sandbox_name() }, result = "info", errors = { "ENOSANDBOX", "ENOSPC" }, example = "wake agent-42" },
 

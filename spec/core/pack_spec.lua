@@ -21,9 +21,14 @@ touch -h -d '2001-02-03 04:05:06.123456789' dir/link etc/random && touch -d '199
 
 -- Attributes, which no standard program of Debian's base sets.
 local ATTRIBUTES = [[
-import os, sys
+import os, struct, sys
 os.setxattr(sys.argv[1] + "/etc/random", "user.note", b"kept\0\xff")
 os.setxattr(sys.argv[1] + "/dir", "user.directory", b"also")
+acl = lambda *entries: b"\2\0\0\0" + b"".join(struct.pack("<HHI", *entry) for entry in entries)
+none = 0xffffffff
+os.setxattr(sys.argv[1] + "/etc/empty", "system.posix_acl_access",
+  acl((1, 6, none), (2, 4, 1000), (4, 4, none), (8, 7, 33), (16, 4, none), (32, 0, none)))
+os.setxattr(sys.argv[1] + "/etc", "system.posix_acl_default", acl((1, 7, none), (2, 5, 12), (4, 5, none), (16, 5, none), (32, 5, none)))
 os.setxattr(sys.argv[1] + "/dir/file", "security.capability", b"\1\0\0\2\0\4\0\0" + bytes(12))
 ]]
 
@@ -40,7 +45,7 @@ describe("tidepool-pack", function()
   before_each(function()
     scratch = support.scratch()
     sh(MAKE, scratch .. "/tree")
-    assert.equal(0, support.run({ "python3", "-c", ATTRIBUTES, scratch .. "/tree" }).code)
+    assert.equal("", support.run({ "python3", "-c", ATTRIBUTES, scratch .. "/tree" }).stderr)
   end)
 
   local function run(options)

@@ -201,6 +201,62 @@ describe("a sandbox that hibernates", function()
     end
   end)
 
+  it("has its connections to the outside reset, which is counted, and makes new ones", function()
+    local box = server:sandbox({ image = support.image("debian") })
+    local process = assert(box:start({ "python3", "-uc", [[
+import socket
+def outside():
+    return socket.create_connection(("1.2.3.4", 80))
+held = outside()
+print("connected")
+input()
+try:
+    held.recv(1)
+except ConnectionResetError:
+    print("reset")
+print("again" if outside() else "")
+]] }, { stdin = true }))
+    assert(process:attach({ input = true }))
+    assert(process:expect("connected\n"))
+    assert.equal(1, assert(box:hibernate()).connections_reset)
+    assert(box:wake())
+    assert(process:attach({ input = true, offset = -1 }))
+    assert(process:write("\n"))
+    assert(process:expect("reset\nagain\n"))
+    process:kill(0)
+  end)
+
+  it("is as it was after a dump that was killed in its middle", function()
+    local box = server:sandbox()
+    local process = assert(box:start(COUNT, { name = "count" }))
+    math.randomseed(7)
+    local killed = 0
+    for round = 1, 8 do
+      async.run(function()
+        local task = async.spawn(box.hibernate, box)
+        local found
+        for _ = 1, 200 do
+          local pipe = io.popen("pgrep -f '[c]riu dump --tree " .. assert(box:info()).pid .. " '")
+          found = pipe and pipe:read("*a"):match("%d+")
+          if pipe then
+            pipe:close()
+          end
+          if found or async.sleep(0.002) then
+            break
+          end
+        end
+        async.sleep(math.random() * 0.12)
+        if found and uv.kill(tonumber(found), "sigkill") then
+          killed = killed + 1
+        end
+        task:join()
+      end)
+      assert(process:wait_log("^" .. round * 3 .. "$"))
+    end
+    assert.is_true(killed > 0)
+    assert.equal("running", (state_of(box)))
+  end)
+
   it("does not see the time of its sleep in its monotonic clock", function()
     local box = server:sandbox()
     local function uptime()
@@ -212,6 +268,38 @@ describe("a sandbox that hibernates", function()
     assert(box:wake())
     assert.is_true(uptime() - before < 2.5)
   end)
+end)
+
+describe("a server that is killed while a sandbox goes to sleep or wakes", function()
+  local after = { dumped = "running", hibernated = "hibernated", waking = "hibernated", restored = "hibernated" }
+  for name, expected in pairs(after) do
+    it("at " .. name .. " leaves it " .. expected .. ", and whole", function()
+      local shared = support.shared()
+      if shared.missing then
+        pending("needs CRIU: " .. shared.missing)
+      end
+      local server = support.server()
+      local box = server:sandbox()
+      uv.fs_symlink(shared.state .. "/criu", server.state .. "/criu")
+      local process = assert(box:start("i=0; while :; do i=$((i+1)); echo $i; sleep 0.1; done", { name = "count" }))
+      assert(process:wait_log("^3$"))
+      local verb = "hibernate"
+      if name == "waking" or name == "restored" then
+        verb = "wake"
+        assert(box:hibernate())
+      end
+      server:kill()
+      uv.os_setenv("TIDEPOOL_STEP", name)
+      server:pid()
+      uv.os_unsetenv("TIDEPOOL_STEP")
+      local once = require("tidepool.client").new({ state = server.state, run = server.run, start = false })
+      assert.is_nil(once:call(verb, { name = box.name }))
+      assert.equal(expected, assert(box:info()).state)
+      assert(box:wake())
+      assert(process:wait_log("^9$"))
+      assert.same({}, support.names(server.state .. "/memory"))
+    end)
+  end
 end)
 
 describe("without CRIU", function()

@@ -147,8 +147,8 @@ return {
   { name = "hibernate", show = show_dump },
   {
     name = "memory install",
-    run = function(context, _, command)
-      local got, message, code = context:connect():call(command.verb, {}, nil, function(line)
+    run = function(context, values, command)
+      local got, message, code = context:connect():call(command.verb, { replace = values.replace }, nil, function(line)
         context:note(format.clean(line))
       end)
       if not got then

@@ -361,8 +361,11 @@ handlers.snapshot_export = job(exports.export)
 handlers.snapshot_import = job(imports.import)
 
 handlers.image_build = job(images.build)
-handlers.memory_install = job(function(server, _, progress)
-  local found, message, code = criu.obtain(server.directory, progress)
+handlers.memory_install = job(function(server, params, progress)
+  local found, message, code = criu.find(server.directory)
+  if not found or params.replace then
+    found, message, code = criu.obtain(server.directory, progress)
+  end
   return found and { version = found.version }, message, code
 end)
 handlers.image_import = job(images.import)
