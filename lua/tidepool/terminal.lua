@@ -237,6 +237,7 @@ local function pass_output(state, options)
       return
     elseif frame.type == "data" then
       local bytes = frame.bytes
+      outcome.offset = frame.offset + #bytes
       if options.filter then
         bytes = options.filter(bytes, frame.offset)
       end

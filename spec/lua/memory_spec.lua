@@ -257,6 +257,30 @@ print("again" if outside() else "")
     assert.equal("running", (state_of(box)))
   end)
 
+  it("loses no output of a command that somebody waits for", function()
+    local box = server:sandbox()
+    local command = "i=0; while [ $i -lt 20 ]; do i=$((i+1)); echo $i; sleep 0.05; done"
+    local expected = {}
+    for i = 1, 20 do
+      expected[i] = i .. "\n"
+    end
+    async.run(function()
+      local exec = async.spawn(box.exec, box, command)
+      local cli = async.spawn(async.command, {
+        require("tidepool.paths").launcher(), "exec", box.name, "--", "sh", "-c", command, stdout = "pipe", stderr = "pipe",
+      })
+      async.sleep(0.6)
+      assert(box:hibernate())
+      assert(box:wake())
+      local _, result = exec:join()
+      assert.equal(table.concat(expected), assert(result).stdout)
+      assert.equal(0, result.exit_code)
+      local _, shown = cli:join()
+      assert.equal(table.concat(expected), assert(shown).stdout)
+      assert.equal(0, shown.code)
+    end)
+  end)
+
   it("does not see the time of its sleep in its monotonic clock", function()
     local box = server:sandbox()
     local function uptime()

@@ -69,6 +69,20 @@ local function report(context, values, outcome, dropped, output)
   end
 end
 
+-- What init has of the output after a connection that has ended before it: the sandbox hibernated.
+-- Returns how many bytes are lost.
+local function pass_rest(client, name, described, offset, sink)
+  local stream = attached.connect(client, name, described, { offset = offset })
+  if not stream then
+    return 0
+  end
+  return terminal.pump(stream, {
+    on_output = sink and function(which, bytes)
+      sink(which == "stderr" and 2 or 1, bytes)
+    end,
+  }).dropped
+end
+
 local function exec(context, values, command)
   local ok, message, code = check_command(values)
   local keys
@@ -115,6 +129,9 @@ local function exec(context, values, command)
   outcome, message, code = finish()
   if not outcome then
     return context:fail(message, code)
+  end
+  if seen.broken then
+    seen.dropped = seen.dropped + pass_rest(client, values.name, described, seen.offset or 0, sink)
   end
   report(context, values, outcome, seen.dropped, gathered and gathered())
   return attached.status(outcome)

@@ -93,6 +93,7 @@ function Box:exec(command, options)
     local sink, lost, result = collect.new(options)
     local call, raise = trap()
     local connection, theirs, reader
+    local seen = 0
 
     local function connect()
       if connection then
@@ -105,8 +106,9 @@ function Box:exec(command, options)
         return nil, theirs, code
       end
       local mine = connection
-      reader = async.spawn(mine.pump, mine, function(...)
-        call(sink, ...)
+      reader = async.spawn(mine.pump, mine, function(number, bytes, offset)
+        seen = offset + #bytes
+        call(sink, number, bytes)
       end, lost)
       if options.stdin ~= nil then
         async.spawn(feed, mine, options.stdin, call)
@@ -119,7 +121,17 @@ function Box:exec(command, options)
       theirs:close() -- from here on the stream ends when init's side does
     end
     if outcome then
-      reader:join()
+      local _, last = reader:join()
+      if not last and outcome.id then
+        -- The sandbox has hibernated meanwhile, which ends a connection: init has the rest.
+        local rest = self:process(tostring(outcome.id)):connect({ offset = seen })
+        if rest then
+          rest:pump(function(number, bytes)
+            call(sink, number, bytes)
+          end, lost)
+          rest:close()
+        end
+      end
     end
     if connection then
       connection:close()
