@@ -199,7 +199,7 @@ function dump.run(argv, directory, log, limit)
     return true
   end
   if result.signal ~= 0 then
-    return nil, "CRIU was killed by signal " .. result.signal, "EINTR"
+    return nil, ("CRIU was killed by signal %d: %s"):format(result.signal, dump.complaint(directory, log)), "EIO"
   end
   local name, complaint = (read_file(directory .. "/said") or ""):match("^(E%u+): ([^\n]*)")
   return nil, complaint or dump.complaint(directory, log), name or "EIO"
