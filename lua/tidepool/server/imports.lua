@@ -5,6 +5,7 @@
 -- becomes the snapshot by a rename. So what an ended server has left there is never seen, and the same
 -- import continues after the last whole layer. What nobody continues is swept.
 local uv = require("luv")
+local names = require("tidepool.file").names
 local exports = require("tidepool.server.exports")
 local image = require("tidepool.image")
 local log = require("tidepool.server.log")
@@ -19,18 +20,6 @@ local FORGOTTEN = 24 * 3600 -- seconds after which what an import left is not wa
 
 local function directory_of(server)
   return server.storage.path_ .. "/imports"
-end
-
-local function names(path)
-  local list, scan = {}, uv.fs_scandir(path)
-  while scan do
-    local name = uv.fs_scandir_next(scan)
-    if not name then
-      break
-    end
-    list[#list + 1] = name
-  end
-  return list
 end
 
 -- Deletes all that an import has made so far, but the names in the set `kept`.

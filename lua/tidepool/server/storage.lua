@@ -10,6 +10,7 @@
 -- subvolume can't be moved itself.
 local uv = require("luv")
 local async = require("tidepool.async")
+local names = require("tidepool.file").names
 local random = require("tidepool.random")
 
 local storage = {}
@@ -36,19 +37,6 @@ local hot = {
 
 local Storage = {}
 Storage.__index = Storage
-
-local function names(path)
-  local list = {}
-  local scan = uv.fs_scandir(path)
-  while scan do
-    local name = uv.fs_scandir_next(scan)
-    if not name then
-      break
-    end
-    list[#list + 1] = name
-  end
-  return list
-end
 
 -- The free space but for a twentieth: a pool that outgrows its disk gets write errors and turns
 -- read-only, and the host needs room too.

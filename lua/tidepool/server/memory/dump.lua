@@ -5,6 +5,7 @@
 -- A dump directory is whole when its memory.json is there, which is written last.
 local uv = require("luv")
 local async = require("tidepool.async")
+local names = require("tidepool.file").names
 local cgroup = require("tidepool.server.cgroup")
 local cjson = require("cjson")
 local core = require("tidepool.core")
@@ -30,18 +31,6 @@ local uncapturable = {
 local function now()
   local seconds, micros = uv.gettimeofday()
   return seconds + micros / 1e6
-end
-
-local function names(path)
-  local list, scan = {}, uv.fs_scandir(path)
-  while scan do
-    local name = uv.fs_scandir_next(scan)
-    if not name then
-      break
-    end
-    list[#list + 1] = name
-  end
-  return list
 end
 
 --- The processes of a sandbox: a list of { pid, leaf = the name of its group, "" for the sandbox's own }.

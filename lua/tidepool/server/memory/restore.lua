@@ -5,6 +5,7 @@
 -- process is put into its group before it runs. What fails leaves the dump as it was.
 local uv = require("luv")
 local async = require("tidepool.async")
+local names = require("tidepool.file").names
 local cgroup = require("tidepool.server.cgroup")
 local core = require("tidepool.core")
 local criu = require("tidepool.server.memory.criu")
@@ -21,18 +22,6 @@ local OWN = "/.tidepool" -- init's directory inside
 local GROUPS = "/sys/fs/cgroup" -- where tidepool-criu mounts the sandbox's own, for the restored root to find
 local ENDING = 5 -- seconds that the processes of an earlier run get to be gone
 local LEAST, RATE = 30, 10 * 1048576 -- it may take so many seconds, and one more for so many bytes
-
-local function names(path)
-  local list, scan = {}, uv.fs_scandir(path)
-  while scan do
-    local name = uv.fs_scandir_next(scan)
-    if not name then
-      break
-    end
-    list[#list + 1] = name
-  end
-  return list
-end
 
 local function write_file(path, bytes)
   local file, message = io.open(path, "wb")
