@@ -24,16 +24,18 @@ describe("a frozen sandbox", function()
     local process = assert(box:start("while :; do :; done", { name = "busy" }))
     freeze()
     local before = box:info().usage.cpu_seconds
+    -- The kernel calls a cgroup frozen a few µs before the last of its tasks is off its processor.
+    local slack = 0.001
     async.run(async.sleep, 0.3)
     local info = assert(box:freeze())
     assert.equal("frozen", info.state)
-    assert.equal(before, box:info().usage.cpu_seconds)
+    assert.is_true(box:info().usage.cpu_seconds - before < slack)
     assert.is_true(frozen())
     assert.equal(1, box:info().processes)
     assert(box:wake())
     assert.equal("running", box:info().state)
     async.run(async.sleep, 0.2)
-    assert.is_true(box:info().usage.cpu_seconds > before)
+    assert.is_true(box:info().usage.cpu_seconds > before + slack)
     process:kill(0)
   end)
 
