@@ -4,6 +4,8 @@
 -- certificate authority, and a bill from its own start; only its files, limits and policies are copies.
 local async = require("tidepool.async")
 local cjson = require("cjson")
+local log = require("tidepool.server.log")
+local name_of = require("tidepool.server.sandbox").name_of
 local random = require("tidepool.random")
 local sandboxes = require("tidepool.server.sandboxes")
 local snapshots = require("tidepool.server.snapshots")
@@ -231,11 +233,31 @@ local function replaced_by(branch)
   if not branch.branch_of then
     return nil, branch.name .. " is no branch of a sandbox", "EINVAL"
   end
-  local name = sandboxes.name_of(server, branch.branch_of)
+  local name = name_of(server, branch.branch_of)
   if not name then
     return nil, ("the sandbox that %s is a branch of is gone, or another branch took its place"):format(branch.name), "ENOSANDBOX"
   end
   return name, server.sandboxes[name]
+end
+
+-- Takes the name `name`; the sandbox that has it, `old`, is destroyed. One step in the database: a server
+-- that is killed leaves the one or the other. Called with both locks held.
+local function take_name(branch, name, old)
+  local server, former = branch.server, branch.name
+  local ok, message, code = server.state:replace_sandbox(old and old.id, branch.id, name)
+  if not ok then
+    return nil, message, code
+  end
+  server.sandboxes[former], server.sandboxes[name] = nil, branch
+  branch.name, branch.branch_of = name, nil
+  log.info("sandbox_promoted", { sandbox = name, id = branch.id, former = former })
+  step("name_taken")
+  if old then
+    old.name = "~" .. old.id
+    old:end_run(0, "another branch took its place")
+    old:unmake_surely()
+  end
+  return true
 end
 
 --- Makes a branch the sandbox of its parent's name, at once: that one is destroyed, and the branch goes on
@@ -253,13 +275,12 @@ function branches.promote(branch)
     elseif not now then
       return nil, other, why
     end
-    return branch:take_name(now, other)
+    return take_name(branch, now, other)
   end)
   if not ok then
     return nil, "promote: " .. message, code
   end
   return branch
 end
-
 
 return branches

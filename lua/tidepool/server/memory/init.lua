@@ -1,6 +1,6 @@
 --- The memory of sandboxes on disk: <state>/memory/<id>/, one dump a sandbox, for the time of its sleep.
 --
--- Runs in the server. Who calls holds the sandbox's lock (sandboxes.lua), and leads its state.
+-- Runs in the server. Who calls holds the sandbox's lock (sandbox/), and leads its state.
 local uv = require("luv")
 local async = require("tidepool.async")
 local dump = require("tidepool.server.memory.dump")
