@@ -29,7 +29,7 @@ local function adopt_running(self)
   end
   self.pidfd = pidfd
   if self.state == "frozen" and freezer.adopt(self) then
-    self:watch(run.pid)
+    self:watch_end(run.pid)
     async.spawn(self.limit_disk, self)
     egress.adopt(self)
     return true
@@ -44,7 +44,7 @@ local function adopt_running(self)
     local gone = async.readable(pidfd:number(), 1)
     return nil, gone and "init ended while no server ran" or "init could not be reached: " .. message
   end
-  self:watch(run.pid)
+  self:watch_end(run.pid)
   async.spawn(self.limit_disk, self)
   egress.adopt(self)
   return processes.adopt(self)

@@ -83,7 +83,7 @@ local function exit_reason(self, pid)
 end
 
 --- Waits for init's end on its pidfd, and takes the link's end as a hint only.
-function run.watch(self, pid)
+function run.watch_end(self, pid)
   local poller = assert(async.poller(self.pidfd:number()))
   self.watch = poller
   async.spawn(function()
@@ -159,7 +159,7 @@ function run.begin(self, made)
   self.pidfd = made.pidfd
   self.run.pid, self.run.start_time = made.pid, host.start_time(made.pid)
   self.run.steering = made.steering.mode
-  run.watch(self, made.pid)
+  run.watch_end(self, made.pid)
   local attaching = egress.begin(self, made.steering)
   local ok, message, code = run.connect(self)
   attaching:join() -- without it the sandbox runs and is refused everything
