@@ -32,7 +32,7 @@ local function make(server, name, source, key)
     parent = source.parent,
     branch_of = source.branch_of,
     files = function(id)
-      return server.storage:clone(id, source.path)
+      return server.storage:clone(id, source.place)
     end,
   })
 end
@@ -40,7 +40,7 @@ end
 local function of_snapshot(server, record)
   local living = server.sandboxes[record.sandbox]
   return {
-    path = record.directory .. "/root",
+    place = record.place,
     image = record.image,
     spec = record.spec,
     policies = record.egress and record.egress.policies,
@@ -92,7 +92,7 @@ function branches.rollback(sandbox, address)
   end
   local ok
   ok, message, code = sandbox:rollback(record.id, function(root)
-    return server.storage:clone(root, record.directory .. "/root")
+    return server.storage:clone(root, record.place)
   end)
   if not ok then
     return nil, ("rollback %s to %s: %s"):format(sandbox.name, address, message), code
@@ -175,7 +175,7 @@ local function fork_sandbox(sandbox, params)
   step("fork_staged")
   local list
   list, message, code = make_all(server, {
-    path = stage.path,
+    place = stage,
     image = sandbox.image,
     spec = sandbox.spec,
     policies = sandbox.egress.policies,
@@ -185,7 +185,7 @@ local function fork_sandbox(sandbox, params)
     name = sandbox.name,
   }, params)
   step("forked")
-  async.spawn(server.storage.abort_snapshot, server.storage, stage)
+  async.spawn(server.storage.abort, server.storage, stage)
   return list, message, code
 end
 

@@ -148,22 +148,35 @@ local function add_own(plan, spec)
   plan[#plan + 1] = { "mount", "", own, "", "bind,remount,ro,nosuid,nodev", "" }
 end
 
+-- The root's own steps, before the clone and after its ids are mapped.
+local function mounting(spec)
+  if spec.mounting then
+    return spec.mounting(slot.root)
+  end
+  return { { "tree", slot.root, spec.root, "nodev" } }, { { "idmap", slot.root } }
+end
+
 --- The plan for `spec`, see container.start; for specs that look at it or break it.
 function container.plan(spec)
   local base, count = spec.range.base, spec.range.count
   local limits = spec.limits or {}
   local cgroup = require("tidepool.server.cgroup")
   local create, join = cgroup.steps(spec.cgroups, spec.cgroup, base, limits)
+  local before, mapped = mounting(spec)
   local plan = {}
   append(plan, create)
   append(plan, {
     { "open", slot.cgroup, cgroup.directory(spec.cgroups, spec.cgroup) },
     { "open", slot.init, spec.init },
-    { "tree", slot.root, spec.root, "nodev" },
+  })
+  append(plan, before)
+  append(plan, {
     { "clone", "user,pid,mount,net,ipc,uts", base, slot.cgroup },
     { "idmaps", base, count },
     steering.step(slot.steering, slot.none, spec.steer or steering.mode()),
-    { "idmap", slot.root },
+  })
+  append(plan, mapped)
+  append(plan, {
     { "child" },
     { "identity" },
     { "private" },
@@ -202,7 +215,8 @@ local function undo(pool, spec, made, message, code)
 end
 
 --- Starts a sandbox's init. Waits for its exec, not for its first answer.
--- spec: hostname; root, its subvolume's path; range = { base, count }; cgroups, of cgroup.open, and
+-- spec: hostname; mounting(slot), the steps that put its files there, before and after
+-- its ids are mapped (storage), or root, the path of files whose mount can map ids; range = { base, count }; cgroups, of cgroup.open, and
 -- cgroup, its key there; limits = { cpu, memory, pids }; init, the program's path; filter, of
 -- core.seccomp; nonce, 16 bytes; machine_id, 32 hexadecimal digits, if its file is to be written; steer,
 -- "bpf" or "tproxy", unless this machine's is wanted; trust, a certificate in PEM.

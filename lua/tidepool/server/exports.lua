@@ -34,23 +34,19 @@ function exports.absolute(verb, path)
   return true
 end
 
--- A root that stays while it is read, whoever deletes or replaces what it is of: its path, its directory.
-local function pin(server, root, pinned)
-  local directory = server.storage.path_ .. "/staging/export-" .. random.hex(8)
-  local ok, message, code = server.storage.spawners:execute({
-    { "mkdir", directory, 448 },
-    { "snapshot", root, directory, "root", 1 },
-  })
-  if not ok then
+-- Files that stay while they are read, whoever deletes or replaces what they are of: their path.
+local function pin(server, place, options, pinned)
+  local one, message, code = server.storage:pin(place, options.range.base)
+  if not one then
     return nil, message, code
   end
-  pinned[#pinned + 1] = { directory = directory }
-  return directory .. "/root"
+  pinned[#pinned + 1] = one
+  return one.path
 end
 
---- What a snapshot is known by on any host: the subvolume's UUID, or of an imported one the original's.
-function exports.identity(record, options)
-  local found, message, code = image.export.identify(record.directory .. "/root", options)
+--- What a snapshot is known by on any host: its own UUID, or of an imported one the original's.
+function exports.identity(server, record, options)
+  local found, message, code = server.storage:identity(record.place, options)
   if not found then
     return nil, message, code
   end
@@ -60,24 +56,24 @@ end
 -- The layers of an archive: the changes to `parent`, or the image's and the changes to that, or, when
 -- the image is gone, one of all.
 local function layers_of(server, record, parent, options, pinned)
-  local tree, message, code = pin(server, record.directory .. "/root", pinned)
+  local tree, message, code = pin(server, record.place, options, pinned)
   if not tree then
     return nil, message, code
   end
   local base, name, taken
   if parent then
     local found
-    found, message, code = image.export.identify(parent.directory .. "/root", options)
+    found, message, code = server.storage:identity(parent.place, options)
     if not found then
       return nil, message, code
     end
-    base, name, taken = parent.directory .. "/root", ("%s@%s"):format(parent.sandbox, parent.label), found.taken
+    base, name, taken = parent.place, ("%s@%s"):format(parent.sandbox, parent.label), found.taken
   elseif server.images[record.image] then
-    base, name, taken = server.storage:image_path(record.image), "image " .. record.image, "0"
+    base, name, taken = server.storage:image_place(record.image), "image " .. record.image, "0"
   else
     return { { tree = tree, name = "files" } }
   end
-  base, message, code = pin(server, base, pinned)
+  base, message, code = pin(server, base, options, pinned)
   if not base then
     return nil, message, code
   end
@@ -109,10 +105,10 @@ local function config_of(server, record)
 end
 
 local function export(server, record, parent, params, options, pinned)
-  local own, message, code = exports.identity(record, options)
+  local own, message, code = exports.identity(server, record, options)
   local above
   if own and parent then
-    above, message, code = exports.identity(parent, options)
+    above, message, code = exports.identity(server, parent, options)
   end
   if not own or (parent and not above) then
     return nil, message, code
@@ -154,8 +150,8 @@ function exports.export(server, params, progress)
   result, message, code = exports.with_worker(server, progress, function(options)
     return export(server, record, parent, params, options, pinned)
   end)
-  for _, stage in ipairs(pinned) do
-    server.storage:abort_snapshot(stage)
+  for _, one in ipairs(pinned) do
+    one.close()
   end
   if not result then
     return nil, ("export %s: %s"):format(params.snapshot, message), code

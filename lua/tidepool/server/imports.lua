@@ -1,11 +1,8 @@
 --- Snapshots made of archives: of exported ones, or of any image. Exporting is in server/exports.lua.
 --
--- Runs in the server; what reads an archive are confined workers. An import grows in imports/KEY of the
--- pool, where KEY is the archive's digest: a directory for each layer that is applied, the last of which
--- becomes the snapshot by a rename. So what an ended server has left there is never seen, and the same
--- import continues after the last whole layer. What nobody continues is swept.
+-- Runs in the server; what reads an archive are confined workers. An import grows in storage
+-- (storage/growing.lua) under the archive's digest, so that the same one continues after the last whole layer.
 local uv = require("luv")
-local names = require("tidepool.file").names
 local exports = require("tidepool.server.exports")
 local image = require("tidepool.image")
 local log = require("tidepool.server.log")
@@ -18,103 +15,33 @@ local imports = {}
 local LEAST = 32 * 2 ^ 30 -- bytes that an import may have, whatever the pool
 local FORGOTTEN = 24 * 3600 -- seconds after which what an import left is not waited for
 
-local function directory_of(server)
-  return server.storage.path_ .. "/imports"
-end
-
--- Deletes all that an import has made so far, but the names in the set `kept`.
-local function discard(server, directory, kept)
-  for _, name in ipairs(names(directory)) do
-    if not (kept and kept[name]) then
-      server.storage:abort_snapshot({ directory = directory .. "/" .. name })
-    end
-  end
-  if not kept then
-    server.storage.spawners:execute({ { "rmdir?", directory } })
-  end
-end
-
 --- Deletes what imports of earlier servers left and nobody has continued for a day. At the start.
 function imports.sweep(server)
-  for _, name in ipairs(names(directory_of(server))) do
-    local directory = directory_of(server) .. "/" .. name
-    local stat = uv.fs_stat(directory)
-    if stat and os.time() - stat.mtime.sec > FORGOTTEN then
-      discard(server, directory)
-    end
-  end
+  server.storage:sweep_growing(FORGOTTEN)
 end
 
--- How many layers an earlier try has applied.
-local function applied(directory, count)
-  for i = count, 1, -1 do
-    if uv.fs_stat(("%s/%d/root"):format(directory, i)) then
-      return i
-    end
-  end
-  return 0
-end
-
--- The root that grows: of what is there already, or empty.
-local function begin(server, directory, below)
-  local work = directory .. "/work"
-  local ok, message, code = server.storage.spawners:execute({
-    { "mkdir", work, 448 },
-    below and { "snapshot", below, work, "root", 0 } or { "subvolume", work, "root" },
-  })
-  return ok and work, message, code
-end
-
--- Keeps what has been applied so far, for another try. The root itself goes on: what is written to it
--- stays its own, also in storage's account.
-local function keep(server, directory, work, i, last)
-  local place, copy = ("%s/%d"):format(directory, i), directory .. "/copy"
-  local ok, message, code = server.storage.spawners:execute(last and {
-    { "sync", server.storage.path_ },
-    { "readonly", work .. "/root", 1 },
-    { "rename", work, place },
-  } or {
-    { "mkdir", copy, 448 },
-    { "snapshot", work .. "/root", copy, "root", 1 },
-    { "rename", copy, place },
-  })
-  if not ok then
-    return nil, message, code
-  end
-  step("import_kept")
-  discard(server, directory, { [tostring(i)] = true, work = true })
-  return true
-end
-
--- What the pool could hold: one that was exported from another must come in, a bomb must end.
-local function most(server)
-  local stat = uv.fs_statfs(server.storage.path_)
-  return math.max(LEAST, stat and stat.blocks * stat.bsize or 0)
-end
-
-local function apply_all(server, store, found, directory, parent, options)
+local function apply_all(store, found, growing, parent, options)
   local count = #found.layers
-  local done = applied(directory, count)
-  discard(server, directory, { [tostring(done)] = true })
+  local done = growing:applied(count)
   if done > 0 then
     options.progress(("continuing after layer %d of %d"):format(done, count))
   end
   if done == count then
     return true
   end
-  local below = done > 0 and ("%s/%d/root"):format(directory, done) or parent and parent.directory .. "/root"
-  local work, message, code = begin(server, directory, below)
-  if not work then
+  local message, code
+  options.target, message, code = growing:begin(done, parent and parent.place, options.range.base)
+  if not options.target then
     return nil, message, code
   end
-  options.target = work .. "/root"
-  options.max_bytes = most(server)
+  -- What the pool could hold: one that was exported from another must come in, a bomb must end.
+  options.max_bytes = math.max(LEAST, growing.storage:capacity())
   for i = done + 1, count do
     local ok
     ok, message, code = image.archive.apply(store, found, options, i == count and not found.snapshot, i, i)
     step("import_applied")
     if ok then
-      ok, message, code = keep(server, directory, work, i, i == count)
+      ok, message, code = growing:keep(i, i == count)
     end
     if not ok then
       return nil, message, code
@@ -130,7 +57,7 @@ local function parent_of(server, found, options)
   end
   for _, id in ipairs(server.snapshots:ids()) do
     local record = server.snapshots:get(server.snapshots:address(id))
-    local known = record and exports.identity(record, options)
+    local known = record and exports.identity(server, record, options)
     if known and known.uuid == found.parent then
       return record
     end
@@ -149,8 +76,8 @@ local function spec_of(found)
   return { type = verbs.types[found.type] and found.type or "basic", env = env }
 end
 
--- Makes the snapshot of what imports/KEY holds.
-local function commit(server, address, found, directory, parent, began)
+-- Makes the snapshot of what has grown.
+local function commit(server, address, found, growing, parent, began)
   local sandbox, label = address:match("^([^@]+)@(.+)$")
   local record, message, code = server.snapshots:add({
     sandbox = sandbox, label = label, image = found.image or "imported", spec = spec_of(found),
@@ -162,9 +89,7 @@ local function commit(server, address, found, directory, parent, began)
   end
   step("import_recorded")
   local ok
-  ok, message, code = server.storage.spawners:execute({
-    { "rename", ("%s/%d"):format(directory, #found.layers), record.directory },
-  })
+  ok, message, code = growing:become(#found.layers, record.id)
   step("import_renamed")
   if ok then
     ok, message, code = server.snapshots:commit(record, 0, (uv.hrtime() - began) / 1e9)
@@ -193,21 +118,21 @@ local function import(server, store, params, options)
     return nil, "this archive is being imported right now", "EBUSY"
   end
   server.importing[key] = true
-  local directory = directory_of(server) .. "/" .. key
+  local growing
   local results = { xpcall(function()
-    local ok, why, name = server.storage.spawners:execute({
-      { "ensure", directory_of(server), 448 },
-      { "ensure", directory, 448 },
-    })
-    if ok then
-      ok, why, name = apply_all(server, store, found, directory, parent, options)
+    local ok, why, name
+    growing, why, name = server.storage:growing(key)
+    if growing then
+      ok, why, name = apply_all(store, found, growing, parent, options)
     end
     if not ok then
       return nil, why, name
     end
-    return commit(server, params.snapshot, found, directory, parent, began)
+    return commit(server, params.snapshot, found, growing, parent, began)
   end, debug.traceback) }
-  discard(server, directory)
+  if growing then
+    growing:discard()
+  end
   server.importing[key] = nil
   if not results[1] then
     error(results[2], 0)

@@ -1,7 +1,7 @@
 --- Snapshots: a sandbox's files in one instant, under a label, whatever becomes of the sandbox.
 --
--- Runs in the server. A snapshot is a row of the database and a read-only subvolume, whose directory is
--- the row's number; the row is there before the subvolume, and after it is gone. It is addressed
+-- Runs in the server. A snapshot is a row of the database and read-only files in storage, under the row's
+-- number; the row is there before the files, and after they are gone. It is addressed
 -- NAME@LABEL, and knows the snapshot before it: together they are trees.
 local uv = require("luv")
 local async = require("tidepool.async")
@@ -23,7 +23,7 @@ local function address_of(record)
 end
 
 local function register(self, record)
-  record.directory = self.server.storage:snapshot_directory(record.id)
+  record.place = self.server.storage:snapshot_place(record.id)
   self.by_id[record.id] = record
   self.by_address[address_of(record)] = record
   return record
@@ -79,7 +79,7 @@ function Snapshots:address(id)
 end
 
 --- A snapshot by its address: { id, sandbox, label, parent, image, spec, egress, created, labels, memory,
--- directory, pause, total } | nil, message, "ENOSNAPSHOT". Its files are in directory/root.
+-- place, pause, total } | nil, message, "ENOSNAPSHOT". Its files are at that place of storage.
 function Snapshots:get(address)
   local record = self.by_address[address]
   if not record or record.state ~= "ready" then
@@ -176,12 +176,12 @@ local function take(self, sandbox, params)
     return nil, message, code
   end
   step("snapshot_recorded")
-  local path, pause
-  path, pause, code = self.server.storage:snapshot(sandbox.root, record.id, snapshots.group(sandbox))
+  local pause
+  pause, message, code = self.server.storage:snapshot(sandbox.root, record.id, snapshots.group(sandbox))
   step("snapshot_made")
-  if not path then
+  if not pause then
     self:abort(record)
-    return nil, pause, code
+    return nil, message, code
   end
   ok, message, code = self:commit(record, pause, (uv.hrtime() - began) / 1e9, sandbox)
   if not ok then
@@ -257,8 +257,9 @@ function Snapshots:diff(from, to)
     return nil, theirs, code
   end
   local handle, why, why_code
-  handle, why, why_code = uv.spawn(self.server.tools .. "/tidepool-diff", {
-    args = { old.directory .. "/root", new.directory .. "/root" },
+  local command = self.server.storage:diff(self.server.tools, old.place, new.place)
+  handle, why, why_code = uv.spawn(table.remove(command, 1), {
+    args = command,
     stdio = { nil, theirs:number(), 2 },
     detached = true,
   }, async.guarded(function()

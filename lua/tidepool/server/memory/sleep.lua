@@ -89,10 +89,14 @@ function sleep.wake(sandbox)
   step("waking")
   sandbox.gone, sandbox.stopping = async.event(), nil
   egress.trust(sandbox)
-  local made
-  made, message, code = memory.restore(sandbox, directory, {
-    base = base, key = key, root = server.storage:path(sandbox.root), limits = sandbox:limits(),
-  })
+  local made, view
+  view, message, code = server.storage:view(server.storage:sandbox_place(sandbox.root), base)
+  if view then
+    made, message, code = memory.restore(sandbox, directory, {
+      base = base, key = key, root = view.path, limits = sandbox:limits(),
+    })
+    view.close()
+  end
   if not made then
     sandbox:release(base)
     sandbox:record_fact("hibernated", "wake failed: " .. message, nil)

@@ -199,7 +199,9 @@ function run.start(self)
   made, message, code = container.start(server.spawners, {
     name = self.name,
     hostname = self.name,
-    root = server.storage:path(self.root),
+    mounting = function(slot)
+      return server.storage:mounting(self.root, slot)
+    end,
     range = { base = base, count = 65536 },
     cgroups = server.cgroups,
     cgroup = self:key(),

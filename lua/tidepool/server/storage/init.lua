@@ -1,0 +1,267 @@
+--- Storage: images, the files of sandboxes, snapshots; one interface over what holds them.
+--
+-- Runs in the server, which holds no file of it open; whatever may wait for the file system is a plan of
+-- the spawners'. The listing of this folder:
+--   init    opens a state directory's storage; sandboxes' files and snapshots    images  images
+--   pool    the image file: made, mounted, its room                              warm    roots made ahead
+--   btrfs   the driver: how a root is made, copied, read, deleted                trash   deleting, sweeping
+--   growing imports, whose files grow layer by layer
+-- Below the storage's directory, which is <state>/pool:
+--   images/NAME   a read-only root            sandboxes/ID    a writable copy of one
+--   staging/ANY   one that is being made      snapshots/ID    a read-only copy of a sandbox's
+--   warm/IMAGE/N  roots made ahead            trash/ANY       what is being deleted
+--   imports/KEY/N layers that are applied     (ID of a sandbox: after a rollback, ID.RANDOM)
+-- Each of these directories is a *place*: it holds one root in the driver's way, and is what is renamed,
+-- so that one rename is all or nothing. Callers get places from here, hand them back, and look into
+-- none: the files are seen through a `view`, and a sandbox gets them by `mounting`.
+local uv = require("luv")
+local btrfs = require("tidepool.server.storage.btrfs")
+local pool = require("tidepool.server.storage.pool")
+local random = require("tidepool.random")
+local trash = require("tidepool.server.storage.trash")
+local warm = require("tidepool.server.storage.warm")
+
+local storage = {}
+
+local BTRFS = 0x9123683E
+local directories = { "images", "sandboxes", "staging", "snapshots", "warm", "trash" }
+
+--- Roots made ahead of need for each image: a copy takes milliseconds, a rename does not.
+storage.WARM = 4
+
+local Storage = {}
+Storage.__index = Storage
+
+for _, part in ipairs({ "images", "warm", "trash", "growing" }) do
+  local methods = require("tidepool.server.storage." .. part).methods
+  for _, name in ipairs(methods.names) do
+    Storage[name] = methods[name]
+  end
+end
+
+--- Opens the storage of a state directory. options: state; spawners, if they run already (else call
+-- `use` before anything else); size, bytes of a new pool's image (it is sparse; most of the free space
+-- unless given).
+-- Returns it | nil, message, code.
+function storage.open(options)
+  local self = setmetatable({
+    state = options.state,
+    directory = options.state .. "/pool",
+    image = options.state .. "/pool.img",
+    size = options.size,
+    driver = btrfs,
+    warm = {}, -- image -> list of places
+    warm_count = storage.WARM,
+    refilling = {},
+    unenforced = {}, -- what info and doctor say of limits that don't hold
+  }, Storage)
+  local stat, message, code = uv.fs_statfs(options.state)
+  if not stat then
+    return nil, message, code
+  end
+  self.on_btrfs = stat.type == BTRFS
+  if not self.on_btrfs and not uv.fs_stat(self.image) then
+    local ok
+    ok, message, code = pool.make(self.image, options.state, self.size)
+    if not ok then
+      return nil, "make the pool: " .. message, code
+    end
+  end
+  if options.spawners then
+    local ok
+    ok, message, code = self:use(options.spawners)
+    if not ok then
+      return nil, message, code
+    end
+  end
+  return self
+end
+
+--- Mounts the pool by the given spawners, which do all of its work from then on.
+-- Returns true | nil, message, code.
+function Storage:use(spawners)
+  self.spawners = spawners
+  local plan = { { "ensure", self.directory, 448 } }
+  if not self.on_btrfs then
+    plan[2] = pool.mount(self.image, self.directory)
+  end
+  for _, name in ipairs(directories) do
+    plan[#plan + 1] = { "ensure", self.directory .. "/" .. name, 448 }
+  end
+  local ok, message, code = spawners:execute(plan)
+  if not ok then
+    return nil, "open the pool: " .. message, code
+  end
+  self.driver.begin(self)
+  return true
+end
+
+--- A path in it; for its own parts.
+function Storage:join(...)
+  return table.concat({ self.directory, ... }, "/")
+end
+
+--- Whether there is room for something new. true | nil, message, "ENOSPC", "EROFS", or "ESTALE": the
+-- state directory was removed.
+function Storage:room()
+  if not uv.fs_statfs(self.state) or not uv.fs_stat(self:join("sandboxes")) then
+    return nil, ("the state directory %s was removed: save what the sandboxes hold, then `shutdown`"):format(self.state), "ESTALE"
+  elseif self.on_btrfs then
+    return true
+  end
+  return pool.room(self.state, self.directory)
+end
+
+-- Places ------------------------------------------------------------------------------------------------
+
+--- Where the files of a sandbox are.
+function Storage:sandbox_place(id)
+  return self:join("sandboxes", tostring(id))
+end
+
+--- Where the files of an image are, read-only.
+function Storage:image_place(name)
+  return self:join("images", name)
+end
+
+--- Where the files of a snapshot are, read-only.
+function Storage:snapshot_place(name)
+  return self:join("snapshots", tostring(name))
+end
+
+--- A new place for a moment, in the staging directory.
+function Storage:staging_place(what)
+  return self:join("staging", what .. "-" .. random.hex(8))
+end
+
+--- The files at a place, on the host: { path =, close = function } | nil, message, code; `path` is
+-- writable where the place is, and of use until `close`. base: an id range's first, for whom they are
+-- to be seen; a driver that can map ids later ignores it.
+function Storage:view(place, base)
+  return self.driver.view(self, place, base)
+end
+
+--- A read-only copy that stays, whoever deletes or replaces what it is of: a view | nil, message, code;
+-- `close` deletes it.
+function Storage:pin(place, base)
+  local copy = self:staging_place("pin")
+  local ok, message, code = self:copy(place, copy, true)
+  if not ok then
+    return nil, message, code
+  end
+  local view
+  view, message, code = self:view(copy, base)
+  if not view then
+    self:abort(copy)
+    return nil, message, code
+  end
+  return { path = view.path, place = copy, close = function()
+    view.close()
+    self:abort(copy)
+  end }
+end
+
+--- The steps of a plan by which a sandbox gets its files as the tree in `slot` (container.lua): those before its
+-- clone, and those after its ids are mapped. Returns two lists.
+function Storage:mounting(id, slot)
+  return self.driver.mounting(self, self:sandbox_place(id), slot)
+end
+
+--- The command that tells what differs between two places (core/diff/main.c), a list of words.
+function Storage:diff(tools, from, to)
+  return self.driver.diff(self, tools, from, to)
+end
+
+--- What a read-only place is known by on any host: { uuid =, taken = } | nil, message, code. `taken`: when
+-- it was copied, nanoseconds as a string, "0" when it was not. options.tools: the directory of our programs.
+function Storage:identity(place, options)
+  return self.driver.identity(self, place, options)
+end
+
+-- Files of sandboxes, and snapshots ------------------------------------------------------------------------
+
+--- Copies a place to another, new one, at no cost: true | nil, message, code, with nothing made.
+function Storage:copy(source, target, readonly)
+  local ok, message, code = self.spawners:execute(self.driver.copy(self, source, target, readonly))
+  return ok and true or nil, message, code
+end
+
+--- Makes the files of a sandbox from an image: true | nil, message, code. "ENOENT": no such image,
+-- "EEXIST": the id has some.
+function Storage:create(id, image)
+  local target = self:sandbox_place(id)
+  local ready = warm.take(self, image)
+  local ok, message, code
+  if ready then
+    ok, message, code = self.spawners:execute({ { "rename", ready, target } })
+  else
+    ok, message, code = self:copy(self:image_place(image), target, false)
+  end
+  if not ok then
+    if ready then
+      self:abort(ready)
+    end
+    return nil, message, code
+  end
+  self:refill(image)
+  return true
+end
+
+--- Makes the files of a sandbox from another place: true | nil, message, code.
+function Storage:clone(id, place)
+  return self:copy(place, self:sandbox_place(id), false)
+end
+
+--- Deletes a sandbox's files; the space comes back in a while. "ENOENT" when it has none.
+function Storage:delete(id)
+  return trash.discard(self, self:sandbox_place(id))
+end
+
+--- A read-only copy of a sandbox's files under a name. `group`: the cgroup of one that runs, which is frozen
+-- for that moment. Returns for how many seconds it was | nil, message, code.
+function Storage:snapshot(id, name, group)
+  return self.driver.take(self, self:sandbox_place(id), self:snapshot_place(name), group)
+end
+
+--- The same for a moment only, for others to be made from: its place | nil, message, code.
+function Storage:stage_snapshot(id, group)
+  local place = self:staging_place("snapshot")
+  local taken, message, code = self.driver.take(self, self:sandbox_place(id), place, group)
+  if not taken then
+    return nil, message, code
+  end
+  return place
+end
+
+function Storage:remove_snapshot(name)
+  return trash.discard(self, self:snapshot_place(name))
+end
+
+--- Bytes that a snapshot owns alone | nil, message, "ENOTSUP" where they aren't counted.
+function Storage:snapshot_usage(name)
+  return self.driver.usage(self, self:snapshot_place(name))
+end
+
+--- Bytes on disk that a sandbox has added to what it was made from | nil, message, "ENOTSUP" where they
+-- aren't counted.
+function Storage:usage(id)
+  return self.driver.usage(self, self:sandbox_place(id))
+end
+
+--- Limits what a sandbox may add to what it was made from, in bytes; nil: no limit.
+-- Returns true | nil, message, code ("ENOTSUP": why it can't be enforced here).
+function Storage:limit(id, bytes)
+  return self.driver.limit(self, self:sandbox_place(id), bytes)
+end
+
+--- Unmounts the pool from this server's namespace; sandboxes keep their own mounts of it.
+function Storage:close()
+  self.closed = true
+  if self.on_btrfs then
+    return true
+  end
+  local ok, message, code = self.spawners:execute({ { "umount", self.directory } })
+  return ok and true or nil, message, code
+end
+
+return storage

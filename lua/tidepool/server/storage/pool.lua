@@ -1,0 +1,92 @@
+--- The pool: a btrfs in a sparse image file of the state directory.
+--
+-- Runs in the server; the file is mounted by a spawner (core/loop.c), in the server's mount namespace,
+-- for nobody else to see.
+local uv = require("luv")
+local async = require("tidepool.async")
+
+local pool = {}
+
+local MiB = 1048576
+local LEAST = 192 * MiB -- of a new pool; mkfs.btrfs needs 114
+local ROOM = 16 * MiB -- of the host's disk, below which nothing new is made
+
+-- The free space but for a twentieth: a pool that outgrows its disk gets write errors and turns
+-- read-only, and the host needs room too.
+local function default_size(state)
+  local stat = uv.fs_statfs(state)
+  local free = stat and math.floor(stat.bavail * stat.bsize * 0.95) or 0
+  if free < LEAST then
+    return nil, ("the disk of %s has %d MiB free, a pool needs %d"):format(state, free / MiB, LEAST / MiB), "ENOSPC"
+  end
+  return free - free % 4096
+end
+
+local function make_file(path, size)
+  local fd, message, code = uv.fs_open(path, "w", 384)
+  if not fd then
+    return nil, message, code
+  end
+  local sized
+  sized, message, code = uv.fs_ftruncate(fd, size)
+  uv.fs_close(fd)
+  return sized, message, code
+end
+
+--- Makes the image file, of `size` bytes, or of most of the free space: true | nil, message, code. It is
+-- made under another name and renamed, so that what stands there is always a whole file system.
+function pool.make(image, state, size)
+  local making = image .. ".new"
+  os.remove(making)
+  local message, code
+  if not size then
+    size, message, code = default_size(state)
+    if not size then
+      return nil, message, code
+    end
+  end
+  local ok
+  ok, message, code = make_file(making, size)
+  if not ok then
+    return nil, message, code
+  end
+  local result
+  result, message, code = async.command({
+    "mkfs.btrfs", "--quiet", "--metadata", "single", "--label", "tidepool", making,
+    stdout = "pipe", stderr = "pipe",
+    env = { "PATH=/usr/sbin:/usr/bin:/sbin:/bin" },
+  })
+  if not result then
+    return nil, message .. " (package btrfs-progs)", code
+  end
+  if result.code ~= 0 then
+    os.remove(making)
+    return nil, "mkfs.btrfs: " .. result.stderr:gsub("%s+$", ""), "EIO"
+  end
+  return uv.fs_rename(making, image)
+end
+
+--- The step that mounts it.
+function pool.mount(image, directory)
+  return { "pool", image, directory }
+end
+
+--- Whether the disk below the pool has room for something new: a pool that can't grow gets write errors
+-- and turns read-only, with all sandboxes. true | nil, message, "ENOSPC" or "EROFS".
+function pool.room(state, directory)
+  local stat = uv.fs_statfs(state)
+  local free = stat and stat.bavail * stat.bsize or 0
+  if free < ROOM then
+    return nil, ("the disk of %s is full: %d MiB are free"):format(state, free / MiB), "ENOSPC"
+  end
+  for line in io.lines("/proc/self/mountinfo") do
+    local point, options = line:match("^%S+ %S+ %S+ %S+ (%S+) .- %- btrfs %S+ (%S+)$")
+    if point == directory and options:match("^ro%f[,%z]") then
+      return nil, "the pool has turned read-only after a write error, most likely since the disk was full: "
+        .. "make room, stop all sandboxes, then `shutdown`; the next start mounts it anew", "EROFS"
+    end
+  end
+  return true
+end
+
+return pool
