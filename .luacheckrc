@@ -19,7 +19,7 @@ local function library(...)
 end
 stds.policies = {
   read_globals = {
-    "policy", "allow", "deny", "passthrough", "redirect", "respond", "secret", "log", "fetch", "now", "match",
+    "policy", "allow", "deny", "passthrough", "redirect", "respond", "secret", "log", "fetch", "now", "match", "upstream",
     "base64", "unbase64", "hex", "sha256", "sha256_hex", "hmac", "hmac_sha256", "hmac_hex",
     "assert", "error", "ipairs", "next", "pairs", "pcall", "select", "tonumber", "tostring", "type", "unpack",
     json = library("encode", "decode", "null"),

@@ -1,18 +1,6 @@
 -- Reaches the listed hosts. Over TLS and HTTP it is the proxy that speaks to them; `tcp` and
 -- `passthrough` relay bytes that it can't read, so with them a host gets whatever the sandbox sends.
 
-local function has_port(ports, port)
-  if not ports then
-    return port == nil or port == 443 or port == 80
-  end
-  for _, candidate in ipairs(ports) do
-    if port == nil or tonumber(candidate) == port then
-      return true
-    end
-  end
-  return false
-end
-
 -- Whether "host:port" is on the list of opaque services; with no port, whether the host is.
 local function is_tcp(list, host, port)
   for _, entry in ipairs(list or {}) do
@@ -27,31 +15,20 @@ end
 -- With these a server takes a POST, some take a GET, for a method that was not judged.
 local OVERRIDES = { ["x-http-method-override"] = false, ["x-http-method"] = false, ["x-method-override"] = false }
 
-local function changes(event, options)
-  local to = options.to and event.host and options.to[event.host]
-  return { to = to, private = options.private or nil, ca = options.ca, headers = options.methods and OVERRIDES or nil }
-end
-
-local function opaque(event, options)
-  local made = changes(event, options)
-  made.ca, made.headers = nil, nil
-  return passthrough(made)
-end
-
 local function decide(event, options)
   local host, port = event.host, event.port
   if not host then
     return deny("the address was given out for no name")
   elseif is_tcp(options.tcp, host, port) then
-    return opaque(event, options)
+    return passthrough(upstream(event, { to = options.to, private = options.private }))
   elseif not options.hosts:has(host) then
     return deny("host is not on the list")
-  elseif not has_port(options.ports, port) then
+  elseif not options.ports:has(port) then
     return deny("port is not on the list")
   elseif options.passthrough and options.passthrough:has(host) then
-    return opaque(event, options)
+    return passthrough(upstream(event, { to = options.to, private = options.private }))
   end
-  return allow(changes(event, options))
+  return allow(upstream(event, options, options.methods and OVERRIDES))
 end
 
 return policy {
@@ -59,7 +36,7 @@ return policy {
   about = "Reach the listed hosts over HTTP and HTTPS, nothing else.",
   options = {
     hosts = { type = "host_list", default = {}, about = "hosts to reach: exact, *.below or *" },
-    ports = { type = "string_list", about = "ports to reach them at; else 443 and 80" },
+    ports = { type = "port_list", default = { "443", "80" }, about = "ports to reach them at" },
     methods = { type = "string_list", about = "methods that may be used; else all" },
     tcp = { type = "string_list", about = "\"host:port\" of services that are not HTTP: ssh, postgres" },
     passthrough = { type = "host_list", about = "of the hosts, those whose TLS is not opened" },

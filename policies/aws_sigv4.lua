@@ -215,43 +215,15 @@ local function is_identity_question(event)
   return actions == 1 and event.headers["x-amz-target"] == nil
 end
 
-local function is_listed(globs, text)
-  for _, glob in ipairs(globs) do
-    local pattern = "^" .. glob:gsub("[%^%$%(%)%%%.%[%]%+%-%?]", "%%%0"):gsub("%*", ".*") .. "$"
-    if text:find(pattern) then
-      return true
-    end
-  end
-  return false
-end
-
-local function changes(event, options, headers)
-  return {
-    headers = headers,
-    to = options.to and options.to[event.host],
-    private = options.private or nil,
-    ca = options.ca,
-  }
-end
-
-local function has_port(options, port)
-  for _, candidate in ipairs(options.ports) do
-    if port == nil or tonumber(candidate) == port then
-      return true
-    end
-  end
-  return false
-end
-
 local function request(event, options)
   local region, service, signed = scope_of(event)
   if not region then
     return deny(service)
   end
   region, service = options.region or region, options.service or service
-  if not is_listed(options.services, service) then
+  if not options.services:has(service) then
     return deny(("service %s is not on the list"):format(service))
-  elseif not is_listed(options.regions, region) then
+  elseif not options.regions:has(region) then
     return deny(("region %s is not on the list"):format(region))
   elseif options.read_only and event.method ~= "GET" and event.method ~= "HEAD" then
     return deny("only GET and HEAD are allowed", 405)
@@ -264,7 +236,7 @@ local function request(event, options)
   if not payload then
     return deny(why)
   end
-  return allow(changes(event, options, sign(event, options, region, service, signed, payload)))
+  return allow(upstream(event, options, sign(event, options, region, service, signed, payload)))
 end
 
 -- AWS's own test suite for Signature Version 4: method, path, headers, body, signature. Where a header
@@ -463,10 +435,10 @@ return policy {
   name = "aws_sigv4",
   about = "Sign requests to the named AWS services anew, so that the sandbox works with dummy keys.",
   options = {
-    services = { type = "string_list", required = true, least = 1, about = "services that may be used: s3, dynamodb; * stands for any part" },
-    regions = { type = "string_list", default = { "*" }, about = "regions that may be used" },
+    services = { type = "glob_list", required = true, least = 1, about = "services that may be used: s3, dynamodb; * stands for any part" },
+    regions = { type = "glob_list", default = { "*" }, about = "regions that may be used" },
     hosts = { type = "host_list", default = { "*.amazonaws.com" }, about = "hosts whose requests are signed" },
-    ports = { type = "string_list", default = { "443" }, about = "ports to reach them at" },
+    ports = { type = "port_list", default = { "443" }, about = "ports to reach them at" },
     access_key = { type = "secret", default = "aws_access_key_id", about = "the secret with the access key's id" },
     access_key_id = { type = "string", least = 1, most = 128, about = "or the id itself, since it is no secret" },
     secret_key = { type = "secret", default = "aws_secret_access_key", about = "the secret with the secret access key" },
@@ -484,10 +456,10 @@ return policy {
   hosts = function(options)
     local handler = {
       connect = function(event)
-        if not has_port(options, event.port) then
+        if not options.ports:has(event.port) then
           return deny("port is not on the list")
         end
-        return allow(changes(event, options))
+        return allow(upstream(event, options))
       end,
       request = request,
       body = function(event)

@@ -74,16 +74,11 @@ local function is_named(options, owner, name)
 end
 
 local function changes(event, options, authorization)
-  return {
-    headers = {
-      authorization = authorization or false,
-      cookie = false,
-      ["x-http-method-override"] = false, -- a POST that is a DELETE
-    },
-    to = options.to and options.to[event.host],
-    private = options.private or nil,
-    ca = options.ca,
-  }
+  return upstream(event, options, {
+    authorization = authorization or false,
+    cookie = false,
+    ["x-http-method-override"] = false, -- a POST that is a DELETE
+  })
 end
 
 local function basic(options)

@@ -1,26 +1,8 @@
 -- A user and a password for hosts that want them, which the sandbox never holds. Whatever Authorization
 -- the sandbox sends is replaced.
 
-local function changes(event, options, headers)
-  return {
-    headers = headers,
-    to = options.to and options.to[event.host],
-    private = options.private or nil,
-    ca = options.ca,
-  }
-end
-
 -- With these a server takes a POST, some take a GET, for a method that was not judged.
 local OVERRIDES = { ["x-http-method-override"] = false, ["x-http-method"] = false, ["x-method-override"] = false }
-
-local function has_port(options, port)
-  for _, candidate in ipairs(options.ports) do
-    if port == nil or tonumber(candidate) == port then
-      return true
-    end
-  end
-  return false
-end
 
 return policy {
   name = "http_basic",
@@ -30,7 +12,7 @@ return policy {
     user = { type = "string", required = true, about = "the user's name" },
     secret = { type = "secret", required = true, about = "the secret that holds the password" },
     methods = { type = "string_list", about = "methods that may be used; else all" },
-    ports = { type = "string_list", default = { "443" }, about = "ports to reach them at" },
+    ports = { type = "port_list", default = { "443" }, about = "ports to reach them at" },
     plain = { type = "boolean", default = false, about = "send the password over HTTP without TLS too" },
     to = { type = "map", about = "host to \"address:port\": where to connect for it" },
     private = { type = "boolean", about = "the hosts may have private addresses" },
@@ -40,10 +22,10 @@ return policy {
   connect = function(event, options)
     if not options.hosts:has(event.host) then
       return nil
-    elseif not has_port(options, event.port) then
+    elseif not options.ports:has(event.port) then
       return deny("port is not on the list")
     end
-    return allow(changes(event, options))
+    return allow(upstream(event, options))
   end,
 
   request = function(event, options)
@@ -65,7 +47,7 @@ return policy {
     for name, value in pairs(options.methods and OVERRIDES or {}) do
       headers[name] = value
     end
-    return allow(changes(event, options, headers))
+    return allow(upstream(event, options, headers))
   end,
 
   cases = (function()

@@ -10,29 +10,6 @@ local TAIL = 65536
 local BYTES_A_TOKEN = 4 -- of text; less than that is rare in any language
 local STREAM_BYTES_A_TOKEN = 40 -- an event around each token
 
-local function changes(event, options, headers)
-  return {
-    headers = headers,
-    to = options.to and options.to[event.host],
-    private = options.private or nil,
-    ca = options.ca,
-  }
-end
-
-local function glob_matches(glob, text)
-  local pattern = "^" .. glob:gsub("[%^%$%(%)%%%.%[%]%+%-%?]", "%%%0"):gsub("%*", ".*") .. "$"
-  return text:find(pattern) ~= nil
-end
-
-local function is_listed(globs, text)
-  for _, glob in ipairs(globs) do
-    if glob_matches(glob, text) then
-      return true
-    end
-  end
-  return false
-end
-
 -- How many keys read as "model", whatever their case, there are in the value and all below it.
 local function count_models(value)
   local count = 0
@@ -109,7 +86,7 @@ local function endpoint_of(event, options)
     return nil
   end
   local rest = path:sub(#options.prefix + 1)
-  return is_listed(options.endpoints, rest) and rest or nil
+  return options.endpoints:has(rest) and rest or nil
 end
 
 local function check_model(event, options)
@@ -119,7 +96,7 @@ local function check_model(event, options)
   local model, body = model_of(event.body)
   if not model then
     return nil, body
-  elseif not is_listed(options.models, model) then
+  elseif not options.models:has(model) then
     return nil, ("model %s is not on the list"):format(model:sub(1, 80))
   end
   return true
@@ -133,7 +110,7 @@ local function request(event, options)
   if not endpoint then
     return deny("not an endpoint on the list")
   elseif event.method == "GET" or event.method == "HEAD" then
-    return allow(changes(event, options, key_header(options)))
+    return allow(upstream(event, options, key_header(options)))
   elseif event.method ~= "POST" then
     return deny("method is not allowed", 405)
   end
@@ -147,7 +124,7 @@ local function request(event, options)
   end
   local have = counts(options)
   have.requests = have.requests + 1
-  return allow(changes(event, options, key_header(options)))
+  return allow(upstream(event, options, key_header(options)))
 end
 
 local function number(value)
@@ -221,10 +198,10 @@ return policy {
     host = { type = "host", required = true, about = "the endpoint's host" },
     key = { type = "secret", default = "openai", about = "the secret that holds the key" },
     header = { type = "enum", values = { "authorization", "x-api-key", "api-key" }, default = "authorization", about = "where the key goes" },
-    models = { type = "string_list", default = { "*" }, about = "models that may be asked; * stands for any part" },
+    models = { type = "glob_list", default = { "*" }, about = "models that may be asked; * stands for any part" },
     prefix = { type = "string", default = "/v1/", about = "what the endpoints' paths begin with" },
     endpoints = {
-      type = "string_list",
+      type = "glob_list",
       default = { "chat/completions", "completions", "responses", "embeddings", "messages", "messages/count_tokens", "models", "models/*" },
       about = "paths behind the prefix",
     },
@@ -246,7 +223,7 @@ return policy {
           if event.port and event.port ~= options.port then
             return deny("only at port " .. options.port)
           end
-          return allow(changes(event, options))
+          return allow(upstream(event, options))
         end,
         request = request,
         log = account,

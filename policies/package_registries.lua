@@ -5,24 +5,6 @@
 local READS = { GET = true, HEAD = true }
 local ADVISORIES = "/-/npm/v1/security/"
 
-local function changes(event, options, headers)
-  return {
-    headers = headers,
-    to = options.to and options.to[event.host],
-    private = options.private or nil,
-    ca = options.ca,
-  }
-end
-
-local function has_port(options, port)
-  for _, candidate in ipairs(options.ports) do
-    if port == nil or tonumber(candidate) == port then
-      return true
-    end
-  end
-  return false
-end
-
 -- The registry's own credentials, if it has some; what the sandbox sends is removed either way.
 local function authorization(event, options)
   local bearer = options.tokens and options.tokens[event.host]
@@ -45,7 +27,7 @@ return policy {
   about = "Download packages from the listed registries; publish nothing.",
   options = {
     hosts = { type = "host_list", required = true, least = 1, about = "the registries' hosts, also those that downloads come from" },
-    ports = { type = "string_list", default = { "443", "80" }, about = "ports to reach them at" },
+    ports = { type = "port_list", default = { "443", "80" }, about = "ports to reach them at" },
     mirrors = { type = "map", about = "host to the mirror (\"host\" or \"host:port\") that is asked instead" },
     tokens = { type = "map", about = "host to the secret with its bearer token" },
     passwords = { type = "map", about = "host to the secret with its \"user:password\"" },
@@ -58,10 +40,10 @@ return policy {
   connect = function(event, options)
     if not options.hosts:has(event.host) then
       return nil
-    elseif not has_port(options, event.port) then
+    elseif not options.ports:has(event.port) then
       return deny("port is not on the list")
     end
-    return allow(changes(event, options))
+    return allow(upstream(event, options))
   end,
 
   request = function(event, options)
@@ -74,7 +56,7 @@ return policy {
     if value == nil then
       return deny(why)
     end
-    local made = changes(event, options, {
+    local made = upstream(event, options, {
       authorization = value, cookie = false, ["npm-otp"] = false,
       ["x-http-method-override"] = false, ["x-http-method"] = false, ["x-method-override"] = false, -- which would publish
     })

@@ -54,7 +54,7 @@
 ---@field tail integer|(fun(event: tidepool.policy.Event, options: table): integer?)|nil bytes of the response's end to see in log
 
 ---@class tidepool.policy.Option
----@field type "string"|"number"|"integer"|"boolean"|"host"|"host_list"|"string_list"|"map"|"pem"|"secret"|"bytes"|"seconds"|"enum"
+---@field type "string"|"number"|"integer"|"boolean"|"host"|"host_list"|"string_list"|"glob_list"|"port_list"|"map"|"pem"|"secret"|"bytes"|"seconds"|"enum"
 ---@field about string?
 ---@field required boolean?
 ---@field default any
@@ -116,6 +116,14 @@ function log(text) end
 ---@return string? message
 ---@return string? code
 function fetch(request) end
+
+--- Changes that connect where the options `to` (a map: host to "address:port"), `private` and `ca` say, with these
+--- headers: for `allow`, `redirect` and `passthrough`.
+---@param event tidepool.policy.Event
+---@param options { to: table<string, string>?, private: boolean?, ca: string? }
+---@param headers table<string, string|number|false>?
+---@return tidepool.policy.Changes
+function upstream(event, options, headers) end
 
 ---@return number seconds since 1970
 function now() end

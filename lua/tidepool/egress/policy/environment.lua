@@ -198,6 +198,16 @@ local function fetch_of(instance)
   end
 end
 
+-- What the options `to`, `private` and `ca` ask for, which policies have alike.
+local function upstream(event, options, headers)
+  return {
+    headers = headers,
+    to = options.to and event.host and options.to[event.host],
+    private = options.private or nil,
+    ca = options.ca,
+  }
+end
+
 local function no_global(_, name)
   error(("%q can't be set: a policy has no globals; use local, or state"):format(tostring(name)), 2)
 end
@@ -214,6 +224,7 @@ function environment.new(instance, declare)
     bit = {},
     json = { encode = json_encode, decode = json_decode, null = cjson.null },
     match = hosts.match,
+    upstream = upstream,
     secret = secret_of(instance),
     log = log_of(instance),
     fetch = fetch_of(instance),

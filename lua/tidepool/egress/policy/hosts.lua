@@ -86,41 +86,6 @@ function hosts.split(text)
   return name, port
 end
 
--- Whether some entry stands for the host. No host (an address that was given out for no name) is never
--- on a list, not even on that of `*`.
-local function has(list, host)
-  if type(host) ~= "string" then
-    return false
-  end
-  for i = 1, #list do
-    if hosts.match(list[i], host) then
-      return true
-    end
-  end
-  return false
-end
-
--- A function and not a table of methods: policy code would reach that table through `list.__index`, and
--- with it the lists of every other policy.
-local List = {
-  __index = function(_, name)
-    return name == "has" and has or nil
-  end,
-}
-
---- A list of globs with a method `has`: list | nil, the entry that is none.
-function hosts.list(entries)
-  local list = setmetatable({}, List)
-  for i, entry in ipairs(entries) do
-    local glob = hosts.glob(entry)
-    if not glob then
-      return nil, tostring(entry)
-    end
-    list[i] = glob
-  end
-  return list
-end
-
 local Map = {}
 Map.__index = Map
 

@@ -4,6 +4,7 @@
 -- converted ("a,b" for lists, "k:v,k:v" for maps). Nothing unknown, missing or of the wrong type
 -- passes, because an option that is silently ignored is a hole that no one sees.
 local hosts = require("tidepool.egress.policy.hosts")
+local lists = require("tidepool.egress.policy.lists")
 
 local options = {}
 
@@ -28,8 +29,8 @@ local function split(text)
   return list
 end
 
--- A plain list of strings, from a list or from "a,b".
-local function strings(value)
+-- A plain list of strings, or of numbers where they may be, from a list or from "a,b".
+local function strings(value, numbers)
   if type(value) == "string" then
     return split(value)
   elseif type(value) ~= "table" then
@@ -43,7 +44,7 @@ local function strings(value)
     return nil
   end
   for i, entry in ipairs(value) do
-    if type(entry) ~= "string" then
+    if type(entry) ~= "string" and not (numbers and type(entry) == "number") then
       return nil
     end
     list[i] = entry
@@ -115,11 +116,25 @@ local TYPES = {
   host_list = {
     function(value)
       local list = strings(value)
-      return list and hosts.list(list)
+      return list and lists.hosts(list)
     end,
     "a list of host names, each exact, *.below or *",
   },
-  string_list = { strings, "a list" },
+  port_list = {
+    function(value)
+      local list = strings(value, true)
+      return list and lists.ports(list)
+    end,
+    "a list of ports, 1 to 65535",
+  },
+  glob_list = {
+    function(value)
+      local list = strings(value)
+      return list and lists.globs(list)
+    end,
+    "a list of names, in which * stands for any characters",
+  },
+  string_list = { function(value) return strings(value) end, "a list" },
   map = {
     function(value)
       if type(value) == "string" then

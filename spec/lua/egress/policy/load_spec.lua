@@ -98,10 +98,10 @@ describe("the options of a policy", function()
     local values = assert(given([[{
       list = { type = "string_list" }, hosts = { type = "host_list" }, map = { type = "map" }, on = { type = "boolean" },
       off = { type = "boolean" }, size = { type = "bytes" }, time = { type = "seconds" }, n = { type = "integer" },
-      f = { type = "number" }, host = { type = "host" }, unset = { type = "string" }, d = { type = "string", default = "x" },
+      ports = { type = "port_list" }, globs = { type = "glob_list" }, f = { type = "number" }, host = { type = "host" }, unset = { type = "string" }, d = { type = "string", default = "x" },
     }]], {
       list = "a, b,", hosts = "A.example,*.B.example", map = "k:v,l:w:x", on = "yes", off = "false", size = "64K",
-      time = "5m", n = "7", f = "0.5", host = "API.example.",
+      ports = "443, 8080", globs = "a/*,b.c", time = "5m", n = "7", f = "0.5", host = "API.example.",
     }))
     assert.same({ "a", "b" }, values.list)
     assert.same({ k = "v", l = "w:x" }, values.map)
@@ -112,13 +112,34 @@ describe("the options of a policy", function()
     assert.is_true(values.hosts:has("x.y.b.example"))
     assert.is_false(values.hosts:has("b.example"))
     assert.is_false(values.hosts:has(nil))
+    assert.same({ true, true, false }, { values.ports:has(8080), values.ports:has(nil), values.ports:has(80) })
+    assert.same({ true, true, false, false, false }, {
+      values.globs:has("a/b/c"), values.globs:has("b.c"), values.globs:has("bxc"), values.globs:has("xa/b"), values.globs:has(nil),
+    })
     assert.is_nil(values.unset)
+  end)
+
+  it("of globs hold for any characters at each star", function()
+    for glob, texts in pairs({
+      ["*"] = { "", "a", "a/b" }, ["a*"] = { "a", "ab" }, ["*a"] = { "a", "aaa", "ba" }, ["a*a"] = { "aa", "aba" },
+      ["*a*b*"] = { "ab", "xaybz" }, ["a**b"] = { "ab", "a-b" }, ["%d.*"] = { "%d.x" },
+    }) do
+      local list = assert(given("{ a = { type = \"glob_list\" } }", { a = { glob } })).a
+      for _, text in ipairs(texts) do
+        assert.is_true(list:has(text), glob .. " " .. text)
+      end
+      for _, text in ipairs({ "-", "b-", "a" .. "-a-" }) do
+        assert.equal(glob == "*" or (glob == "a*" and text:sub(1, 1) == "a"), list:has(text), glob .. " " .. text)
+      end
+    end
+    local list = assert(given("{ a = { type = \"glob_list\" } }", { a = "a*aba" })).a
+    assert.is_false(list:has("aba"))
   end)
 
   it("are refused as a list with a hole, a map of something else, a PEM of nothing", function()
     for kind, value in pairs({
       string_list = { 1, 2 }, map = { a = 1 }, pem = "x", host = "a b", host_list = { "a", "*b" }, secret = "a b",
-      boolean = "perhaps", bytes = "1x", seconds = "later", number = "0/0",
+      port_list = { 443, 65536 }, glob_list = { a = "b" }, boolean = "perhaps", bytes = "1x", seconds = "later", number = "0/0",
     }) do
       local values, message = given(("{ a = { type = %q } }"):format(kind), { a = value })
       assert.is_nil(values, kind)
