@@ -25,6 +25,11 @@ local function snapshot_address(name, place, about)
   return { name = name, type = "snapshot", positional = place, required = true, metavar = "NAME@LABEL", about = about }
 end
 
+-- By which the server knows what must not be done twice.
+local function request_key()
+  return { name = "key", type = "string", about = "identifies the request over a lost connection", most = 64 }
+end
+
 -- Bytes. With less than its first steps take, the kernel kills a sandbox for want of memory while it is
 -- made, and then the spawner too, whose memory its child shares.
 local MEMORY = 4 * 2 ^ 20
@@ -155,14 +160,15 @@ verbs.list = {
   { name = "snapshot_create", cli = "snapshot create", group = "snapshot", about = "Keep a sandbox's files as they are in this instant.",
     params = { sandbox_name(),
       { name = "label", type = "name", positional = 2, required = true, about = "what it is called: NAME@LABEL; 1-63 of [a-z0-9-]" },
-      { name = "labels", type = "map", flag = "--label", short = "-l", repeated = true, about = "labels, K=V", most = 64 } },
+      { name = "labels", type = "map", flag = "--label", short = "-l", repeated = true, about = "labels, K=V", most = 64 },
+      request_key() },
     result = "the snapshot: address, parent, and pause and total, the seconds it took",
     errors = { "ENOSANDBOX", "EEXIST", "ETIMEDOUT", "ENOSPC" }, example = "snapshot create agent-42 before-upgrade" },
   { name = "snapshot_ls", cli = "snapshot ls", group = "snapshot", about = "List snapshots, each below the one that it continues.",
     params = { { name = "name", type = "name", positional = 1, about = "only those of this sandbox's name" } },
     result = "list of snapshots, the oldest first; size: bytes it owns alone", errors = {}, example = "snapshot ls agent-42" },
   { name = "snapshot_rm", cli = "snapshot rm", group = "snapshot", about = "Delete a snapshot; those that continue it stay.",
-    params = { snapshot_address("snapshot", 1, "the snapshot") },
+    params = { snapshot_address("snapshot", 1, "the snapshot"), request_key() },
     result = "true", errors = { "ENOSNAPSHOT", "ENOSPC" }, example = "snapshot rm agent-42@before-upgrade" },
   { name = "snapshot_diff", cli = "snapshot diff", group = "snapshot", about = "Tell which paths differ between two snapshots.",
     params = { snapshot_address("from", 1, "the older one"), snapshot_address("to", 2, "the newer one") },
@@ -172,7 +178,8 @@ verbs.list = {
     params = { sandbox_name("the name whose snapshots they are"),
       { name = "last", type = "integer", flag = "--last", about = "keep the newest N" },
       { name = "daily", type = "integer", flag = "--daily", about = "keep the newest of each of the last N days that have one (UTC)" },
-      { name = "labels", type = "map", flag = "--label", short = "-l", repeated = true, about = "keep those with these labels, K=V", most = 64 } },
+      { name = "labels", type = "map", flag = "--label", short = "-l", repeated = true, about = "keep those with these labels, K=V", most = 64 },
+      request_key() },
     result = "list of the deleted ones' addresses", errors = { "EINVAL", "ENOSPC" }, example = "snapshot keep agent-42 --last 3 --daily 7 --label keep=yes" },
   { name = "snapshot_export", cli = "snapshot export", group = "snapshot", about = "Write a snapshot to a file, as an OCI image.", progress = true,
     params = { snapshot_address("snapshot", 1, "the snapshot"),
@@ -180,27 +187,27 @@ verbs.list = {
       { name = "parent", type = "snapshot", flag = "--parent", metavar = "NAME@LABEL", about = "only the changes since this snapshot, which whoever imports them must have" },
       { name = "compression", type = "string", flag = "--compression", about = "of the layers; gzip for other tools", values = { "zstd", "gzip", "none" }, default = "zstd" } },
     result = "what was written: size, layers, entries, and skipped: devices, sockets and names that a layer can't hold",
-    errors = { "ENOSNAPSHOT", "ENOENT", "ENOSPC", "EINVAL" }, example = "snapshot export agent-42@before-upgrade before-upgrade.tar" },
+    errors = { "ENOSNAPSHOT", "ENOENT", "ENOSPC", "EINVAL", "EBUSY" }, example = "snapshot export agent-42@before-upgrade before-upgrade.tar" },
   { name = "snapshot_import", cli = "snapshot import", group = "snapshot", about = "Make a snapshot of an exported one, or of any OCI image.", progress = true,
     params = { { name = "file", type = "string", positional = 1, required = true, about = "the file, or an OCI layout's directory", most = 4096 },
-      snapshot_address("snapshot", 2, "what it is to be called") },
+      snapshot_address("snapshot", 2, "what it is to be called"), request_key() },
     result = "the snapshot", errors = { "EEXIST", "ENOENT", "EBADMSG", "ENOPARENT", "EBUSY", "ENOSPC" },
     example = "snapshot import before-upgrade.tar agent-42@imported" },
   { name = "restore", cli = "restore", group = "snapshot", about = "Make a sandbox of a snapshot and start it.",
     params = { snapshot_address("snapshot", 1, "the snapshot"),
       { name = "name", type = "name", positional = 2, required = true, about = "the new sandbox's name" },
-      { name = "key", type = "string", about = "identifies the request over a lost connection", most = 64 } },
+      request_key() },
     result = "info", errors = { "ENOSNAPSHOT", "EEXIST", "ENOSPC" }, example = "restore agent-42@before-upgrade agent-43" },
   { name = "rollback", cli = "rollback", group = "snapshot", about = "Put a snapshot's files in the place of a sandbox's.",
-    params = { sandbox_name(), snapshot_address("snapshot", 2, "the snapshot") },
+    params = { sandbox_name(), snapshot_address("snapshot", 2, "the snapshot"), request_key() },
     result = "info", errors = { "ENOSANDBOX", "ENOSNAPSHOT", "ENOSPC", "EBUSY" }, example = "rollback agent-42 agent-42@before-upgrade" },
   { name = "fork", cli = "fork", group = "snapshot", about = "Make branches of a sandbox or snapshot: sandboxes that begin with its files.",
     params = { { name = "source", type = "source", positional = 1, required = true, metavar = "NAME[@LABEL]", about = "the sandbox or snapshot" },
       { name = "count", type = "integer", flag = "--count", short = "-n", about = "how many", default = 1, least = 1, most = 1000 },
-      { name = "key", type = "string", about = "identifies the request over a lost connection", most = 64 } },
+      request_key() },
     result = "list of info, of all or none", errors = { "ENOSANDBOX", "ENOSNAPSHOT", "ETIMEDOUT", "ENOSPC" }, example = "fork agent-42 -n 3" },
   { name = "promote", cli = "promote", group = "snapshot", about = "Make a branch the sandbox of its parent's name, which is destroyed.",
-    params = { sandbox_name("the branch") },
+    params = { sandbox_name("the branch"), request_key() },
     result = "info", errors = { "ENOSANDBOX", "EINVAL", "ENOSPC" }, example = "promote agent-42-2" },
   { name = "freeze", cli = "freeze", group = "snapshot", about = "Make a sandbox stand still; any verb or input wakes it.",
     params = { sandbox_name() }, result = "info", errors = { "ENOSANDBOX", "ESTOPPED", "ETIMEDOUT" }, example = "freeze agent-42" },

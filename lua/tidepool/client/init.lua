@@ -25,13 +25,17 @@ local START_LIMIT = 60 -- seconds; making and mounting a pool is part of a first
 -- Verbs that do no harm when they run twice, so that a lost connection is no failure.
 local REPEATABLE = {}
 for name in ("create ls info ps wait wait_port open stop destroy kill forget attach logs image_ls agent "
-  .. "snapshot_ls snapshot_diff restore rollback fork freeze hibernate wake "
+  .. "snapshot_create snapshot_ls snapshot_rm snapshot_diff snapshot_keep snapshot_export snapshot_import "
+  .. "restore rollback fork promote freeze hibernate wake memory_install "
   .. "egress_set egress_add egress_show egress_log policy_ls policy_show secret_set secret_ls secret_placeholder"):gmatch("%S+") do
   REPEATABLE[name] = true
 end
 
 -- Verbs that are repeatable since a key tells the server that it is the same request.
-local KEYED = { create = true, restore = true, fork = true }
+local KEYED = {
+  create = true, restore = true, fork = true, rollback = true, promote = true,
+  snapshot_create = true, snapshot_rm = true, snapshot_keep = true, snapshot_import = true,
+}
 
 -- The environment of the server: ours, with this client's directories.
 local function environment_of(self)

@@ -7,6 +7,7 @@ local uv = require("luv")
 local async = require("tidepool.async")
 local manifest = require("tidepool.image.manifest")
 local progress = require("tidepool.image.progress")
+local step = require("tidepool.server.step")
 local tarfile = require("tidepool.image.tarfile")
 local worker = require("tidepool.image.worker")
 
@@ -142,6 +143,7 @@ local function write(archive, options)
     packed, message, code = pack_all(archive, options)
   end
   if packed then
+    step("export_packed")
     digest, message, code = add_documents(archive, packed, options)
   end
   if digest then
@@ -180,19 +182,19 @@ end
 -- when that was snapshotted, name };
 -- `config` { env, cmd, cwd, user }; `annotations`; `name` of the image in the layout; `created`, seconds
 -- since the epoch; `compression` "zstd" (unless told), "gzip" (for tools that know no other) or "none".
+-- Until it is whole it is `path`.partial, and what a killed server has left of that is begun anew.
 -- Returns { size = of the file, digest = of the manifest, layers, bytes = of content, entries, skipped =
--- what a layer can't hold: devices, sockets, names of whiteouts } | nil, message, code.
+-- what a layer can't hold: devices, sockets, names of whiteouts } | nil, message, code ("EBUSY": another
+-- one writes it).
 function export.write(path, options)
   options.compression = options.compression or "zstd"
   local partial = path .. ".partial"
-  os.remove(partial) -- of an earlier server that was killed
   local archive, message, code = tarfile.create(partial, options.created)
   if not archive then
     return nil, message, code
   end
   local result
   result, message, code = write(archive, options)
-  archive:close()
   if result then
     local ok
     ok, message, code = uv.fs_rename(partial, path)
@@ -200,9 +202,9 @@ function export.write(path, options)
   end
   if not result then
     os.remove(partial)
-    return nil, message, code
   end
-  return result
+  archive:close() -- not before: then another one may begin
+  return result, message, code
 end
 
 return export

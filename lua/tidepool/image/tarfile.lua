@@ -3,6 +3,7 @@
 -- Runs in the server. Nothing but short names and regular files; a file's header is written after its
 -- content, when its digest, which is its name, is known.
 local uv = require("luv")
+local core = require("tidepool.core")
 
 local tarfile = {}
 
@@ -41,19 +42,55 @@ local function header(name, size, mtime, directory)
   return head:sub(1, 148) .. ("%06o\0 "):format(sum) .. head:sub(157)
 end
 
---- A new file at `path`, which must not be there: it | nil, message, code. `mtime` is that of all in it.
-function tarfile.create(path, mtime)
-  local fd, message, code = uv.fs_open(path, "wx", tonumber("644", 8))
-  if not fd then
-    return nil, message, code
+local function is_at(fd, path)
+  local ours, there = uv.fs_fstat(fd:number()), uv.fs_lstat(path)
+  return ours and there and ours.ino == there.ino and ours.dev == there.dev
+end
+
+-- Removes what is at `path`, unless somebody writes it now: true | nil, message, "EBUSY".
+local function remove_left(path)
+  local old, message, code = core.fd.open(path, "rnb")
+  if not old then
+    return code == "ENOENT" or uv.fs_unlink(path), message, code -- a link, or not readable: ours all the same
   end
-  return setmetatable({ fd = fd, path = path, at = 0, mtime = math.floor(mtime) }, Tarfile)
+  local locked = core.fd.lock(old)
+  local gone = locked and is_at(old, path) and uv.fs_unlink(path)
+  old:close()
+  if not locked then
+    return nil, path .. " is being written right now", "EBUSY"
+  end
+  return gone or true
+end
+
+local TRIES = 20 -- who begins at the same time may come first
+
+--- A new file at `path`, locked as long as it is open, in the place of what an ended writer has left: it |
+--- nil, message, code ("EBUSY": another one writes it). `mtime` is that of all in it.
+function tarfile.create(path, mtime)
+  local message, code
+  for _ = 1, TRIES do
+    local fd
+    fd, message, code = core.fd.open(path, "wcxn", tonumber("644", 8))
+    if fd and core.fd.lock(fd) and is_at(fd, path) then
+      return setmetatable({ fd = fd, path = path, at = 0, mtime = math.floor(mtime) }, Tarfile)
+    elseif fd then
+      fd:close()
+    elseif code ~= "EEXIST" then
+      return nil, message, code
+    end
+    local removed
+    removed, message, code = remove_left(path)
+    if not removed then
+      return nil, message, code
+    end
+  end
+  return nil, message or path .. " comes and goes", code or "EBUSY"
 end
 
 local function put(self, bytes, at)
   local done = 0
   while done < #bytes do
-    local put_, message, code = uv.fs_write(self.fd, bytes:sub(done + 1), at + done)
+    local put_, message, code = uv.fs_write(self.fd:number(), bytes:sub(done + 1), at + done)
     if not put_ then
       return nil, message, code
     end
@@ -92,14 +129,13 @@ function Tarfile:added(name, size)
   return advance(self, size)
 end
 
---- Ends the archive and closes it: its size | nil, message, code. It is on the disk then.
+--- Ends the archive: its size | nil, message, code. It is on the disk then, and still locked.
 function Tarfile:finish()
   local size = self.at + 2 * BLOCK
-  local ok, message, code = uv.fs_ftruncate(self.fd, size) -- also the padding of the last file
+  local ok, message, code = uv.fs_ftruncate(self.fd:number(), size) -- also the padding of the last file
   if ok then
-    ok, message, code = uv.fs_fsync(self.fd)
+    ok, message, code = uv.fs_fsync(self.fd:number())
   end
-  self:close()
   if not ok then
     return nil, message, code
   end
@@ -108,7 +144,7 @@ end
 
 function Tarfile:close()
   if self.fd then
-    uv.fs_close(self.fd)
+    self.fd:close()
     self.fd = nil
   end
 end

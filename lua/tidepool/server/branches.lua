@@ -83,8 +83,8 @@ function branches.restore(server, params)
   return made
 end
 
---- Puts a snapshot's files in the place of a sandbox's. One that ran is started again.
-function branches.rollback(sandbox, address)
+--- Puts a snapshot's files in the place of a sandbox's. One that ran is started again. `key`: of the request.
+function branches.rollback(sandbox, address, key)
   local server = sandbox.server
   local record, message, code = server.snapshots:get(address)
   if not record then
@@ -93,7 +93,7 @@ function branches.rollback(sandbox, address)
   local ok
   ok, message, code = sandbox:rollback(record.id, function(root)
     return server.storage:clone(root, record.place)
-  end)
+  end, key)
   if not ok then
     return nil, ("rollback %s to %s: %s"):format(sandbox.name, address, message), code
   end
@@ -242,9 +242,9 @@ end
 
 -- Takes the name `name`; the sandbox that has it, `old`, is destroyed. One step in the database: a server
 -- that is killed leaves the one or the other. Called with both locks held.
-local function take_name(branch, name, old)
+local function take_name(branch, name, old, key)
   local server, former = branch.server, branch.name
-  local ok, message, code = server.state:replace_sandbox(old and old.id, branch.id, name)
+  local ok, message, code = server.state:replace_sandbox(old and old.id, branch.id, name, key)
   if not ok then
     return nil, message, code
   end
@@ -260,9 +260,16 @@ local function take_name(branch, name, old)
   return true
 end
 
+--- The branch that an earlier try of the request of this key has promoted, if it has.
+function branches.promoted_before(server, key)
+  local before = server.state.requests:find(key)
+  local name = before and before.promoted and name_of(server, before.promoted)
+  return name and server.sandboxes[name]
+end
+
 --- Makes a branch the sandbox of its parent's name, at once: that one is destroyed, and the branch goes on
--- as it is, its processes too.
-function branches.promote(branch)
+-- as it is, its processes too. `key`: of the request.
+function branches.promote(branch, key)
   local name, parent, code = replaced_by(branch)
   if not name then
     return nil, "promote: " .. parent, code
@@ -275,7 +282,7 @@ function branches.promote(branch)
     elseif not now then
       return nil, other, why
     end
-    return take_name(branch, now, other)
+    return take_name(branch, now, other, key)
   end)
   if not ok then
     return nil, "promote: " .. message, code

@@ -292,20 +292,27 @@ local function told(sandbox, message, code)
   return sandbox:info(false)
 end
 
-handlers.snapshot_create = with(sandbox_of, function(sandbox, params)
-  local record, message, code = sandbox.server.snapshots:take(sandbox, params)
+function handlers.snapshot_create(server, params)
+  local record, message, code = server.snapshots:made_before(params.key), nil, nil
+  if not record then
+    local sandbox
+    sandbox, message, code = sandbox_of(server, params)
+    if sandbox then
+      record, message, code = server.snapshots:take(sandbox, params)
+    end
+  end
   if not record then
     return nil, message, code
   end
-  return sandbox.server.snapshots:describe(record)
-end)
+  return server.snapshots:describe(record)
+end
 
 function handlers.snapshot_ls(server, params)
   return server.snapshots:list(params.name)
 end
 
 function handlers.snapshot_rm(server, params)
-  return server.snapshots:remove(params.snapshot)
+  return server.snapshots:remove(params.snapshot, params.key)
 end
 
 function handlers.snapshot_diff(server, params)
@@ -320,7 +327,7 @@ function handlers.snapshot_keep(server, params)
   if (params.last or 0) + (params.daily or 0) == 0 and not next(params.labels or {}) then
     return nil, "snapshot keep: a rule that keeps nothing; give --last, --daily or --label", "EINVAL"
   end
-  return server.snapshots:keep(params.name, params)
+  return server.snapshots:keep(params.name, params, params.key)
 end
 
 function handlers.restore(server, params)
@@ -328,14 +335,21 @@ function handlers.restore(server, params)
 end
 
 handlers.rollback = with(sandbox_of, function(sandbox, params)
-  return told(branches.rollback(sandbox, params.snapshot))
+  return told(branches.rollback(sandbox, params.snapshot, params.key))
 end)
 
 handlers.fork = branches.fork
 
-handlers.promote = with(sandbox_of, function(sandbox)
-  return told(branches.promote(sandbox))
-end)
+function handlers.promote(server, params)
+  local promoted, message, code = branches.promoted_before(server, params.key), nil, nil
+  if not promoted then
+    promoted, message, code = sandbox_of(server, params)
+    if promoted then
+      promoted, message, code = branches.promote(promoted, params.key)
+    end
+  end
+  return told(promoted, message, code)
+end
 
 handlers.freeze = with(sandbox_of, function(sandbox)
   local ok, message, code = sandbox:freeze()

@@ -15,7 +15,8 @@ local imports = {}
 local LEAST = 32 * 2 ^ 30 -- bytes that an import may have, whatever the pool
 local FORGOTTEN = 24 * 3600 -- seconds after which what an import left is not waited for
 
---- Deletes what imports of earlier servers left and nobody has continued for a day. At the start.
+--- Deletes what imports of earlier servers left and nobody has continued for a day, and what they had
+--- committed but not yet removed. At the start.
 function imports.sweep(server)
   server.storage:sweep_growing(FORGOTTEN)
 end
@@ -77,8 +78,8 @@ local function spec_of(found)
 end
 
 -- Makes the snapshot of what has grown.
-local function commit(server, address, found, growing, parent, began)
-  local sandbox, label = address:match("^([^@]+)@(.+)$")
+local function commit(server, params, found, growing, parent, began)
+  local sandbox, label = params.snapshot:match("^([^@]+)@(.+)$")
   local record, message, code = server.snapshots:add({
     sandbox = sandbox, label = label, image = found.image or "imported", spec = spec_of(found),
     labels = found.snapshot and { origin = found.snapshot } or {},
@@ -92,7 +93,7 @@ local function commit(server, address, found, growing, parent, began)
   ok, message, code = growing:become(#found.layers, record.id)
   step("import_renamed")
   if ok then
-    ok, message, code = server.snapshots:commit(record, 0, (uv.hrtime() - began) / 1e9)
+    ok, message, code = server.snapshots:commit(record, 0, (uv.hrtime() - began) / 1e9, nil, params.key)
   end
   if not ok then
     server.snapshots:abort(record)
@@ -128,7 +129,7 @@ local function import(server, store, params, options)
     if not ok then
       return nil, why, name
     end
-    return commit(server, params.snapshot, found, growing, parent, began)
+    return commit(server, params, found, growing, parent, began)
   end, debug.traceback) }
   if growing then
     growing:discard()
@@ -142,8 +143,12 @@ end
 
 --- Makes a snapshot of an archive: one that was exported, or any OCI image or docker-archive. Returns what
 -- a client is told of it | nil, message, code ("EBADMSG": damaged or hostile, "ENOPARENT"). params: file,
--- snapshot, its address.
+-- snapshot, its address; key.
 function imports.import(server, params, progress)
+  local before = server.snapshots:made_before(params.key)
+  if before then
+    return server.snapshots:describe(before, true)
+  end
   local ok, message, code = exports.absolute("snapshot import", params.file)
   if ok and not uv.fs_stat(params.file) then
     ok, message, code = nil, "no such file: " .. params.file, "ENOENT"

@@ -117,14 +117,18 @@ function Snapshots:add(fields)
   return register(self, record)
 end
 
---- Its files are whole: it is there from now on. `sandbox`, if given, continues it. pause, total: seconds.
-function Snapshots:commit(record, pause, total, sandbox)
+--- Its files are whole: it is there from now on. pause, total: seconds. `sandbox`, if given, continues it;
+-- `key`: of the request.
+function Snapshots:commit(record, pause, total, sandbox, key)
   local ok, message, code = self.db:transaction(function()
     local done, why, why_code = self.db:execute(
       "UPDATE snapshots SET state = 'ready', pause = ?, total = ?, memory = ? WHERE id = ?",
       pause, total, record.memory and 1 or 0, record.id)
     if done and sandbox then
       done, why, why_code = self.server.state:set_root(sandbox.id, sandbox.root, record.id)
+    end
+    if done then
+      done, why, why_code = self.server.state.requests:note(key, { snapshot = address_of(record) })
     end
     return done, why, why_code
   end)
@@ -161,6 +165,12 @@ local function check(sandbox)
   return sandbox.server.storage:room()
 end
 
+--- The snapshot that an earlier try of the request of this key has made, if it has.
+function Snapshots:made_before(key)
+  local before = self.server.state.requests:find(key)
+  return before and before.snapshot and self:get(before.snapshot) or nil
+end
+
 local function take(self, sandbox, params)
   local ok, message, code = check(sandbox)
   if not ok then
@@ -183,7 +193,7 @@ local function take(self, sandbox, params)
     self:abort(record)
     return nil, message, code
   end
-  ok, message, code = self:commit(record, pause, (uv.hrtime() - began) / 1e9, sandbox)
+  ok, message, code = self:commit(record, pause, (uv.hrtime() - began) / 1e9, sandbox, params.key)
   if not ok then
     self:abort(record)
     return nil, message, code
@@ -194,7 +204,7 @@ local function take(self, sandbox, params)
 end
 
 --- Takes one of a sandbox, running, frozen or stopped: it | nil, message, code ("EEXIST", "ETIMEDOUT": some
--- process can't be stopped, "ENOSPC"). params: label, labels.
+-- process can't be stopped, "ENOSPC"). params: label, labels, key.
 function Snapshots:take(sandbox, params)
   local record, message, code = sandbox.lock:with(take, self, sandbox, params)
   if not record then
@@ -203,8 +213,13 @@ function Snapshots:take(sandbox, params)
   return record
 end
 
---- Deletes one. Those after it, and sandboxes, continue the one before it.
-function Snapshots:remove(address)
+--- Deletes one. Those after it, and sandboxes, continue the one before it. `key`: of the request, whose
+-- outcome this is, or `outcome`.
+function Snapshots:remove(address, key, outcome)
+  local before = not outcome and self.server.state.requests:find(key)
+  if before and before.removed then
+    return true
+  end
   local record, message, code = self:get(address)
   if not record then
     return nil, message, code
@@ -221,7 +236,7 @@ function Snapshots:remove(address)
         return nil, why, why_code
       end
     end
-    return true
+    return self.server.state.requests:note(key, outcome or { removed = { address } })
   end)
   if not ok then
     return nil, message, code
@@ -340,17 +355,25 @@ function snapshots.kept(list, rule)
   return keep
 end
 
---- Deletes the snapshots of a name that the rule does not keep; returns their addresses.
-function Snapshots:keep(name, rule)
-  local list, removed = ready(self, name), {}
-  local keep = snapshots.kept(list, rule)
+--- Deletes the snapshots of a name that the rule does not keep; returns their addresses. `key`: of the
+-- request; what an earlier try has deleted is told with the rest.
+function Snapshots:keep(name, rule, key)
+  local before = self.server.state.requests:find(key) or { removed = {} }
+  local list, removed = ready(self, name), before.removed
+  if before.done then
+    return removed
+  end
+  local keep, doomed = snapshots.kept(list, rule), {}
   for _, record in ipairs(list) do
     if not keep[record] then
-      local ok, message, code = self:remove(address_of(record))
-      if not ok then
-        return nil, message, code
-      end
-      removed[#removed + 1] = address_of(record)
+      doomed[#doomed + 1] = address_of(record)
+    end
+  end
+  for i, address in ipairs(doomed) do
+    removed[#removed + 1] = address
+    local ok, message, code = self:remove(address, key, { removed = removed, done = i == #doomed })
+    if not ok then
+      return nil, message, code
     end
   end
   return removed

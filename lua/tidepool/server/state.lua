@@ -4,6 +4,7 @@
 -- secrets and of egress processes are read and written by their own modules, through `state.db`.
 local cjson = require("cjson")
 local database = require("tidepool.server.database")
+local requests = require("tidepool.server.requests")
 
 local state = {}
 
@@ -78,6 +79,14 @@ local MIGRATIONS = {
         UNIQUE (sandbox, label)
       )]],
   },
+  {
+    [[CREATE TABLE requests (         -- see server/requests.lua
+        key TEXT PRIMARY KEY,
+        outcome TEXT NOT NULL,        -- JSON
+        noted REAL NOT NULL           -- seconds since the epoch
+      )]],
+    [[CREATE INDEX requests_noted ON requests (noted)]],
+  },
 }
 
 --- Opens or makes the database: see database.open.
@@ -86,7 +95,7 @@ function state.open(path)
   if not db then
     return nil, message, code
   end
-  return setmetatable({ db = db }, State)
+  return setmetatable({ db = db, requests = requests.open(db) }, State)
 end
 
 function State:close()
@@ -144,8 +153,20 @@ function State:set_root(id, root, parent)
   return self.db:execute("UPDATE sandboxes SET root = ?, parent = ? WHERE id = ?", root, parent, id)
 end
 
+--- The same, of the request `key`, which has `outcome` with it.
+function State:roll_back(id, root, parent, key, outcome)
+  return self.db:transaction(function()
+    local ok, message, code = self:set_root(id, root, parent)
+    if not ok then
+      return nil, message, code
+    end
+    return self.requests:note(key, outcome)
+  end)
+end
+
 --- Gives the name of one sandbox to another in one step; the first is then being destroyed, nameless.
-function State:replace_sandbox(old, new, name)
+-- `key`: of the request.
+function State:replace_sandbox(old, new, name, key)
   return self.db:transaction(function()
     local ok, message, code = true, nil, nil
     if old then
@@ -154,6 +175,9 @@ function State:replace_sandbox(old, new, name)
     end
     if ok then
       ok, message, code = self.db:execute("UPDATE sandboxes SET name = ?, branch_of = NULL WHERE id = ?", name, new)
+    end
+    if ok then
+      ok, message, code = self.requests:note(key, { promoted = new })
     end
     return ok and true, message, code
   end)

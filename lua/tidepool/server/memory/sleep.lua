@@ -62,6 +62,12 @@ function sleep.hibernate(sandbox)
   return took
 end
 
+--- What the dump that it sleeps with has taken: { seconds, bytes, connections_reset }; empty when that is damaged.
+function sleep.figures(sandbox)
+  local manifest = memory.read(memory.directory(sandbox)) or {}
+  return { seconds = manifest.seconds, bytes = manifest.bytes, connections_reset = manifest.connections }
+end
+
 --- Brings it back from disk: true | nil, message, code; a failure leaves it hibernated, with its image.
 function sleep.wake(sandbox)
   local server, directory = sandbox.server, memory.directory(sandbox)

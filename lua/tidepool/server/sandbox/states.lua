@@ -60,7 +60,7 @@ end
 function states.hibernate(self)
   return self.lock:with(function()
     if self.state == "hibernated" then
-      return {}
+      return hibernation.figures(self)
     end
     local ok, message, code = thaw(self)
     if ok then

@@ -123,7 +123,8 @@ end
 function methods.sweep_growing(self, age)
   for _, key in ipairs(names(self:join("imports"))) do
     local stat = uv.fs_stat(self:join("imports", key))
-    local left = stat and os.time() - stat.mtime.sec > age and self:growing(key)
+    local idle = stat and (os.time() - stat.mtime.sec > age or #names(self:join("imports", key)) == 0)
+    local left = idle and self:growing(key)
     if left then
       left:discard()
     end
