@@ -194,6 +194,9 @@ function Pool:lost(one)
   end
   self.members[one.index] = nil
   one.transport:close()
+  if not one.handle:is_closing() then
+    uv.kill(one.pid, "sigcont") -- it ends with its channel, unless somebody has stopped it
+  end
   local waiting = one.waiting
   one.waiting = {}
   for _, waiter in pairs(waiting) do

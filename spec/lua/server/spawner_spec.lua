@@ -227,6 +227,18 @@ describe("a pool of spawners", function()
     assert.equal("ECANCELED", select(3, pool:execute({})))
   end))
 
+  it("ends with its server though somebody has stopped it", task(function()
+    local pool = assert(spawner.start(2))
+    local pids = { pool.members[1].pid, pool.members[2].pid }
+    for _, pid in ipairs(pids) do
+      assert(uv.kill(pid, "sigstop"))
+    end
+    pool:close()
+    assert.truthy(support.eventually(function()
+      return not support.alive(pids[1]) and not support.alive(pids[2])
+    end))
+  end))
+
   it("fails to start with a reason when the program is missing", task(function()
     local pool, message, code = spawner.start(1, { tools = "/nowhere" })
     assert.is_nil(pool)
