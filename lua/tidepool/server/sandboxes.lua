@@ -1,6 +1,6 @@
 --- The sandboxes of a server (root) by name: made, opened, found.
 local adoption = require("tidepool.server.sandbox.adoption")
-local egress_policies = require("tidepool.server.egress_policies")
+local egress_policies = require("tidepool.server.egress.policies")
 local log = require("tidepool.server.log")
 local random = require("tidepool.random")
 local sandbox = require("tidepool.server.sandbox")

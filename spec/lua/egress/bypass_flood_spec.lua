@@ -8,7 +8,7 @@ local support = require("spec.support")
 local talk = require("spec.support.talk")
 local web = require("spec.support.web")
 
-local FLOOD = 1024 -- the most connections of a sandbox at once, see server/egress_pool.lua
+local FLOOD = 1024 -- the most connections of a sandbox at once, see server/egress/pool.lua
 
 -- Lets every connection come as far as it wants to, and no name resolve.
 local HOLD = [[

@@ -1,6 +1,6 @@
 -- What an egress process tells the server, when it is somebody else's by now.
 local audit = require("tidepool.server.audit")
-local egress_requests = require("tidepool.server.egress_requests")
+local egress_requests = require("tidepool.server.egress.requests")
 local state = require("tidepool.server.state")
 local support = require("spec.support")
 

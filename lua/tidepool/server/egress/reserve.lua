@@ -2,7 +2,7 @@
 --- processes make them.
 local async = require("tidepool.async")
 
-local egress_reserve = {}
+local reserve = {}
 
 local Reserve = {}
 Reserve.__index = Reserve
@@ -11,7 +11,7 @@ local MOST = 8
 local FILL_AFTER = 0.02 -- seconds: just now the process that makes them has a sandbox to attach
 
 --- `make()` gives one, { cert, key }, or nil when nobody can make it at the moment.
-function egress_reserve.new(make)
+function reserve.new(make)
   return setmetatable({ make = make }, Reserve)
 end
 
@@ -44,4 +44,4 @@ function Reserve:close()
   self.closed = true
 end
 
-return egress_reserve
+return reserve

@@ -5,7 +5,7 @@
 local uv = require("luv")
 local log = require("tidepool.server.log")
 
-local egress_requests = {}
+local requests = {}
 
 local STATE = 64 * 1024 -- bytes that a policy may keep for a sandbox
 local ENTRIES = 512 -- of the audit in one message, as egress/audit.lua sends them
@@ -86,7 +86,7 @@ function handlers.state(server, member, params)
 end
 
 --- What the policies of a sandbox remember, by their names | nil, message, code. What can't be unsealed is forgotten.
-function egress_requests.states(sandbox)
+function requests.states(sandbox)
   local server = sandbox.server
   local sealed, message, code = server.state:policy_states(sandbox.id)
   if not sealed then
@@ -103,13 +103,13 @@ function egress_requests.states(sandbox)
 end
 
 --- Writes down what the server itself knows of a sandbox's egress.
-function egress_requests.note(sandbox, fields)
+function requests.note(sandbox, fields)
   fields.time, fields.id, fields.sandbox, fields.count = now(), sandbox.id, sandbox.name, 1
   return sandbox.server.audit:add({ fields })
 end
 
 --- Answers a process: result | nil, message, code.
-function egress_requests.answer(server, member, method, params)
+function requests.answer(server, member, method, params)
   local handler = handlers[method]
   if not handler or type(params) ~= "table" then
     return nil, "no such call: " .. method, "ENOSYS"
@@ -119,11 +119,11 @@ end
 
 --- The watchdog found somebody in a call that did not end, and the process with it: see policy/chain.lua.
 -- Returns the sandbox, if it is still there.
-function egress_requests.overdue(member, text)
+function requests.overdue(member, text)
   local policy, name, hook = text:match("^policy (%S+) of sandbox (%S+), (%S+)$")
   for _, sandbox in pairs(member.sandboxes) do
     if sandbox.name == name then
-      egress_requests.note(sandbox, {
+      requests.note(sandbox, {
         action = "deny", hook = hook, policy = policy,
         reason = ("policy %s exceeded its time inside one call; its egress process was started again"):format(policy),
       })
@@ -132,4 +132,4 @@ function egress_requests.overdue(member, text)
   end
 end
 
-return egress_requests
+return requests

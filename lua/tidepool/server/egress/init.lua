@@ -6,8 +6,8 @@
 -- refused.
 local async = require("tidepool.async")
 local container = require("tidepool.server.container")
-local egress_pool = require("tidepool.server.egress_pool")
-local egress_requests = require("tidepool.server.egress_requests")
+local pools = require("tidepool.server.egress.pool")
+local requests = require("tidepool.server.egress.requests")
 local log = require("tidepool.server.log")
 local policies = require("tidepool.server.policies")
 local secrets = require("tidepool.server.secrets")
@@ -38,13 +38,13 @@ function egress.refuse(sandbox, reason)
   own.process, own.problem = nil, reason
   if own.steering then
     shut(sandbox, own.steering)
-    egress_requests.note(sandbox, { action = "deny", hook = "connect", reason = reason })
+    requests.note(sandbox, { action = "deny", hook = "connect", reason = reason })
   end
 end
 
 -- The watchdog ended a process in a call of this policy.
 local function overdue(member, text)
-  local sandbox = egress_requests.overdue(member, text)
+  local sandbox = requests.overdue(member, text)
   local own, now = sandbox and sandbox.egress, os.time()
   if not own then
     return
@@ -83,7 +83,7 @@ local function attachment(sandbox)
     return nil, message, code
   end
   local states
-  states, message, code = egress_requests.states(sandbox)
+  states, message, code = requests.states(sandbox)
   if not states then
     return nil, message, code
   end
@@ -347,7 +347,7 @@ end
 
 --- Opens the pool of a server, whose state, ids, secrets and audit are there. options: setting, main.
 function egress.open(server, options)
-  return egress_pool.open(server, {
+  return pools.open(server, {
     attach = egress.attach,
     refuse = egress.refuse,
     overdue = overdue,
@@ -358,7 +358,7 @@ function egress.open(server, options)
       end
     end,
     request = function(member, method, params)
-      return egress_requests.answer(server, member, method, params)
+      return requests.answer(server, member, method, params)
     end,
   }, options)
 end
