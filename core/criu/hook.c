@@ -68,7 +68,8 @@ static int protect_own(pid_t pid, struct tp_error *err) {
 int tp_criu_hook(const char *stage, struct tp_error *err) {
   bool namespaces = strcmp(stage, "setup-namespaces") == 0;
   bool restored = strcmp(stage, "post-restore") == 0;
-  if (!namespaces && !restored)
+  bool dumped = strcmp(stage, "post-dump") == 0;
+  if (!namespaces && !restored && !dumped)
     return 0;
   const char *server = getenv(TP_CRIU_HOOK), *init = getenv("CRTOOLS_INIT_PID");
   if (!server || !init)

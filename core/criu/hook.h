@@ -1,4 +1,4 @@
-/* The server's say while CRIU restores: CRIU runs us at each of its stages, and waits. */
+/* The server's say while CRIU dumps or restores: CRIU runs us at each of its stages, and waits. */
 #ifndef TP_CRIU_HOOK_H
 #define TP_CRIU_HOOK_H
 

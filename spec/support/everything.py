@@ -32,6 +32,12 @@ tcp_listener.listen(5)
 tcp_client = socket.create_connection(tcp_listener.getsockname())
 tcp_server, _ = tcp_listener.accept()
 
+abstract = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
+abstract.bind("\0" + directory)
+datagrams = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+datagrams.bind(("127.0.0.1", 0))
+os.mkfifo(directory + "/fifo")
+fifo = os.open(directory + "/fifo", os.O_RDWR)
 pipe_read, pipe_write = os.pipe()
 os.write(pipe_write, b"kept")
 epoll = select.epoll()
@@ -41,6 +47,11 @@ deleted = open(directory + "/deleted", "w+")
 deleted.write("deleted data")
 deleted.flush()
 os.unlink(directory + "/deleted")
+linked = open(directory + "/linked", "w+")
+linked.write("linked data")
+linked.flush()
+os.link(directory + "/linked", directory + "/other name")
+os.unlink(directory + "/linked")
 shared_file = open("/dev/shm/segment", "wb+")
 shared_file.write(b"shm!" * 1024)
 shared_file.flush()
@@ -49,6 +60,9 @@ lock = open(directory + "/lock", "w")
 fcntl.flock(lock, fcntl.LOCK_EX)
 
 libc = ctypes.CDLL(None)
+event = libc.eventfd(7, 0)
+timer = libc.timerfd_create(time.CLOCK_MONOTONIC, 0)
+libc.timerfd_settime(timer, 0, (ctypes.c_long * 4)(0, 50000000, 0, 50000000), None)
 inotify = libc.inotify_init1(os.O_NONBLOCK)
 os.mkdir(directory + "/watched")
 libc.inotify_add_watch(inotify, (directory + "/watched").encode(), 0x100)
@@ -102,6 +116,28 @@ def read_deleted():
     return deleted.read() == "deleted data"
 
 
+def read_linked():
+    linked.seek(0)
+    return linked.read() == "linked data" and os.fstat(linked.fileno()).st_nlink == 1
+
+
+def sent_datagram(receiver):
+    with socket.socket(receiver.family, socket.SOCK_DGRAM) as sender:
+        sender.sendto(b"bytes", receiver.getsockname())
+    return receiver.recv(5) == b"bytes"
+
+
+def through_fifo():
+    os.write(fifo, b"bytes")
+    return os.read(fifo, 5) == b"bytes"
+
+
+def counted():
+    found = int.from_bytes(os.read(event, 8), sys.byteorder)
+    os.write(event, (7).to_bytes(8, sys.byteorder))
+    return found == 7
+
+
 def watched():
     open("%s/watched/%d" % (directory, state["checks"]), "w").close()
     time.sleep(0.05)
@@ -139,6 +175,12 @@ checks = {
     "epoll": polled,
     "pipe": piped,
     "deleted file": read_deleted,
+    "file with another name": read_linked,
+    "abstract unix socket": lambda: sent_datagram(abstract),
+    "udp socket": lambda: sent_datagram(datagrams),
+    "fifo": through_fifo,
+    "eventfd": counted,
+    "timerfd": lambda: int.from_bytes(os.read(timer, 8), sys.byteorder) > 0,
     "shared memory": lambda: shared[:4] == b"shm!",
     "inotify": watched,
     "lock": locked,

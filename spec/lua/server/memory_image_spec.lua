@@ -36,6 +36,22 @@ describe("an image of CRIU's", function()
       image.writable(bytes, "/.tidepool"))
   end)
 
+  it("has another host name, and nothing else changed", function()
+    local function uts(name)
+      return image.encode({ { 1, name }, { 2, "(none)" } })
+    end
+    assert.equal(file(uts("agent-42-1")), image.rename_host(file(uts("a")), "agent-42-1"))
+  end)
+
+  it("has its expired periodic timers due at once, and the others as they were", function()
+    local function timer(ticks, left, every)
+      local entry = image.encode({ { 1, 47 }, { 5, ticks }, { 7, 0 }, { 8, left }, { 9, 0 }, { 10, every } })
+      return image.encode({ { 1, 17 }, { 2, 47 }, { 12, entry } })
+    end
+    local others = { timer(0, 0, 50), timer(1, 0, 0), timer(3, 20, 50), image.encode({ { 1, 1 }, { 3, "\8\1" } }) }
+    assert.equal(file(timer(1, 1, 50), unpack(others)), image.arm_timers(file(timer(1, 0, 50), unpack(others))))
+  end)
+
   it("is refused when it is cut, wherever that is", function()
     local bytes = file("\8\150\1" .. "\18\7testing" .. "\29\1\2\3\4")
     local whole = { [#MAGIC] = true, [#bytes] = true }

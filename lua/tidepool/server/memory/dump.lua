@@ -10,6 +10,7 @@ local cgroup = require("tidepool.server.cgroup")
 local cjson = require("cjson")
 local core = require("tidepool.core")
 local criu = require("tidepool.server.memory.criu")
+local hook = require("tidepool.server.memory.hook")
 local host = require("tidepool.server.host")
 local read_file = require("tidepool.file").read
 
@@ -138,12 +139,14 @@ local function command(sandbox, found, directory, outside)
   add("--leave-running", "--freeze-cgroup", cgroup.directory(sandbox.server.cgroups, sandbox:key()))
   add("--manage-cgroups=ignore", "--empty-ns", "net", "--network-lock", "skip", "--tcp-established")
   add("--file-locks", "--skip-in-flight", "--link-remap", "--ghost-limit", "1G")
+  add("--action-script", argv[1])
   if user then
     add("--unprivileged")
   end
   for _, mount in ipairs(outside) do
     add("--external", ("mnt[%s]:%s"):format(mount.point, mount.key))
   end
+  argv.env = hook.environment(directory .. "/hook")
   return argv
 end
 
@@ -158,9 +161,9 @@ function dump.complaint(directory, name)
   return "no reason given"
 end
 
---- Runs CRIU within `limit` seconds: true | nil, message, code. Its children may outlive it after a
--- failure; a restore's are in the sandbox's groups.
-function dump.run(argv, directory, log, limit)
+--- Runs CRIU within `limit` seconds: true | nil, message, code; on_start, if given, is told its pid. Its children
+-- may outlive it after a failure; a restore's are in the sandbox's groups.
+function dump.run(argv, directory, log, limit, on_start)
   local cancel, late
   local said, message, code = core.fd.open(directory .. "/said", "wct") -- no pipe: they would hold it open
   if not said then
@@ -168,6 +171,9 @@ function dump.run(argv, directory, log, limit)
   end
   argv.stderr = said:number()
   argv.on_start = function(pid)
+    if on_start then
+      on_start(pid)
+    end
     cancel = async.after(limit, function()
       cancel, late = nil, true
       uv.kill(pid, "sigkill")
@@ -267,10 +273,55 @@ local function leaves_of(sandbox)
   return leaves
 end
 
---- Writes the memory of a running sandbox to `directory`, a new one, and leaves it standing still, with its
--- link closed; the caller kills it or lets it go on. After a failure it goes on as well, by the caller.
--- { seconds, bytes, connections_reset } | nil, message, code
-function dump.dump(sandbox, directory)
+-- Has CRIU write all that stands still to the directory. At the end, while what it needs in the files (names
+-- of deleted ones) is still there, `captured` is called; see dump.dump.
+local function write_memory(sandbox, found, directory, captured)
+  local began, pid = uv.hrtime(), nil
+  local usage = cgroup.usage(sandbox.server.cgroups, sandbox:key()).memory or 0
+  local connections, outside, leaves = dump.connections(sandbox.run.pid), outside_mounts(sandbox.run.pid), leaves_of(sandbox)
+  local took, ended
+  local function at_end()
+    took = { seconds = (uv.hrtime() - began) / 1e9, bytes = dump.size(directory), connections_reset = connections }
+    local ok, message, code = dump.write(directory, {
+      version = 1, criu = found.version, boot_id = host.boot_id(), created = now(), bytes = took.bytes, seconds = took.seconds,
+      connections = connections, outside = outside, leaves = leaves, nonce = sandbox.run.nonce,
+      deadlines = sandbox.run.deadlines, steering = sandbox.run.steering,
+    })
+    if ok then
+      ok, message, code = captured(took, function()
+        ended = uv.kill(pid, "sigkill") == 0
+      end)
+    end
+    return ok and true, message, code
+  end
+  local stop, message, code = hook.listen(directory .. "/hook", function(stage)
+    if stage == "post-dump" then
+      return at_end()
+    end
+    return true
+  end)
+  if not stop then
+    return nil, message, code
+  end
+  local ok
+  ok, message, code = dump.run(command(sandbox, found, directory, outside), directory, "dump.log", LEAST + usage / RATE, function(number)
+    pid = number
+  end)
+  local refused, refused_code = stop()
+  if ok and not took then
+    return nil, "CRIU has not asked", "EPROTO"
+  elseif ok or ended then
+    return took
+  end
+  return nil, refused or message, refused and refused_code or code
+end
+
+--- Writes the memory of a running sandbox to `directory`, a new one. When all is written, and everything still
+-- stands still, captured(took, abandon) is called: it takes the files, and returns true | nil, message, code, which
+-- makes it a failure. abandon() kills CRIU, for one who ends the sandbox there: CRIU would delete names that the
+-- files need. Afterwards its link is closed and it stands still; the caller lets it go on, also after a failure.
+-- took: { seconds, bytes, connections_reset }, which is returned | nil, message, code
+function dump.dump(sandbox, directory, captured)
   local found, message, code = criu.find(sandbox.server.directory)
   if not found then
     return nil, message, code
@@ -284,29 +335,19 @@ function dump.dump(sandbox, directory)
   if not ok then
     return nil, "quiesce: " .. message, code
   end
-  local began = uv.hrtime()
   local group = cgroup.directory(sandbox.server.cgroups, sandbox:key())
   ok, message, code = sandbox.server.spawners:execute({ { "freeze", group, FREEZE } })
   if not ok then
     return nil, message, code
   end
-  local connections, outside, leaves = dump.connections(sandbox.run.pid), outside_mounts(sandbox.run.pid), leaves_of(sandbox)
-  local memory = cgroup.usage(sandbox.server.cgroups, sandbox:key()).memory or 0
   uv.fs_mkdir(directory, 448)
-  ok, message, code = dump.run(command(sandbox, found, directory, outside), directory, "dump.log", LEAST + memory / RATE)
-  local bytes, seconds = dump.size(directory), (uv.hrtime() - began) / 1e9
-  if ok then
-    ok, message, code = dump.write(directory, {
-      version = 1, criu = found.version, boot_id = host.boot_id(), created = now(), bytes = bytes, seconds = seconds,
-      connections = connections, outside = outside, leaves = leaves, nonce = sandbox.run.nonce,
-      deadlines = sandbox.run.deadlines, steering = sandbox.run.steering,
-    })
-  end
-  if not ok then
+  local took
+  took, message, code = write_memory(sandbox, found, directory, captured)
+  if not took then
     dump.remove(directory)
     return nil, "dump: " .. message, code
   end
-  return { seconds = seconds, bytes = bytes, connections_reset = connections }
+  return took
 end
 
 return dump

@@ -137,4 +137,49 @@ function image.writable(bytes, path)
   end)
 end
 
+--- utsns-N.img with another host name.
+function image.rename_host(bytes, name)
+  return image.map(bytes, function(fields)
+    for _, field in ipairs(fields) do
+      if field[1] == 1 then
+        field[2], field.bytes = name, nil
+      end
+    end
+  end)
+end
+
+local TIMERFD = 12 -- the field of a file's entry that holds one
+local TICKS, SECONDS, NANOSECONDS, EVERY_SECONDS, EVERY_NANOSECONDS = 5, 7, 8, 9, 10
+
+-- A timer's fields, armed again; nil where it needs none of that.
+local function armed(bytes)
+  local fields, value = image.fields(bytes) or {}, {}
+  for _, field in ipairs(fields) do
+    value[field[1]] = field[2]
+  end
+  local expired = (value[TICKS] or 0) > 0 and value[SECONDS] == 0 and value[NANOSECONDS] == 0
+  if not expired or (value[EVERY_SECONDS] or 0) + (value[EVERY_NANOSECONDS] or 0) == 0 then
+    return nil
+  end
+  for _, field in ipairs(fields) do
+    if field[1] == NANOSECONDS then
+      field[2], field.bytes = 1, nil
+    end
+  end
+  return image.encode(fields)
+end
+
+--- files.img with the periodic timerfds that have expired due at once: they are told with no time left, which
+-- CRIU gives back as a timer that is not armed.
+function image.arm_timers(bytes)
+  return image.map(bytes, function(fields)
+    for _, field in ipairs(fields) do
+      local timer = field[1] == TIMERFD and type(field[2]) == "string" and armed(field[2])
+      if timer then
+        field[2], field.bytes = timer, nil
+      end
+    end
+  end)
+end
+
 return image

@@ -10,11 +10,11 @@ local cgroup = require("tidepool.server.cgroup")
 local core = require("tidepool.core")
 local criu = require("tidepool.server.memory.criu")
 local dump = require("tidepool.server.memory.dump")
+local hook = require("tidepool.server.memory.hook")
 local image = require("tidepool.server.memory.image")
 local read_file = require("tidepool.file").read
 local random = require("tidepool.random")
 local steering = require("tidepool.server.steering")
-local transport = require("tidepool.transport")
 
 local restore = {}
 
@@ -48,6 +48,8 @@ local function prepare(directory, work, base)
       bytes, message, code = image.map_ids(assert(read_file(directory .. "/" .. name)), base, 65536)
     elseif name:find("^mountpoints%-.*%.img$") then
       bytes, message, code = image.writable(assert(read_file(directory .. "/" .. name)), OWN)
+    elseif name == "files.img" then
+      bytes, message, code = image.arm_timers(assert(read_file(directory .. "/" .. name)))
     elseif name:find("%.img$") then
       made, message, code = uv.fs_link(directory .. "/" .. name, work .. "/" .. name)
     end
@@ -91,7 +93,7 @@ local function command(sandbox, found, work, manifest, options)
   for _, mount in ipairs(manifest.outside) do
     add("--external", ("mnt[%s]:%s"):format(mount.key, mount.source or GROUPS))
   end
-  argv.env = { "TIDEPOOL_CRIU_HOOK=" .. work .. "/hook", "PATH=" .. (os.getenv("PATH") or "/usr/sbin:/usr/bin:/sbin:/bin") }
+  argv.env = hook.environment(work .. "/hook")
   return argv
 end
 
@@ -131,55 +133,21 @@ stages["setup-namespaces"] = function(sandbox, made, pid, manifest)
   end
   made.pid, made.pidfd = pid, pidfd
   made.steering, message, code = steering.renew(sandbox.server.spawners, pidfd, pid, manifest.steering)
-  return made.steering, message, code
+  return made.steering and true, message, code
 end
 
 stages["post-restore"] = function(sandbox, _, _, manifest, options)
   return regroup(sandbox, manifest, options)
 end
 
--- Answers the hook until `stop` is called.
-local function listen(sandbox, work, made, manifest, options)
-  local listener, message, code = core.channel.listen(work .. "/hook")
-  if not listener then
-    return nil, message, code
-  end
-  local open = {}
-  local watching
-  watching = assert(async.watch(listener:number(), "r", function()
-    local channel = core.channel.accept(listener)
-    if not channel then
-      return
+-- What is done at each stage, as hook.listen wants it.
+local function answerer(sandbox, made, manifest, options)
+  return function(stage, pid)
+    local step = stages[stage]
+    if not step then
+      return true
     end
-    local peer
-    peer = transport.open(channel, {
-      on_message = function(text, fds)
-        transport.close_all(fds)
-        async.spawn(function()
-          local stage, pid = text:match("^(%S+) (%d+)$")
-          local step = stages[stage]
-          local ok, why, name
-          if not step then
-            why, name = "an unknown stage", "EPROTO"
-          else
-            ok, why, name = step(sandbox, made, tonumber(pid), manifest, options)
-          end
-          made.failure, made.failure_code = not ok and why or nil, not ok and name or nil
-          peer:send(ok and "ok" or "no")
-        end)
-        return true
-      end,
-    })
-    open[#open + 1] = peer
-  end))
-  watching:start()
-  return function()
-    watching:close()
-    listener:close()
-    for _, peer in ipairs(open) do
-      peer:close()
-    end
-    uv.fs_unlink(work .. "/hook")
+    return step(sandbox, made, pid, manifest, options)
   end
 end
 
@@ -199,15 +167,15 @@ local function run(sandbox, found, work, manifest, options, made)
     return nil, message, code
   end
   local stop
-  stop, message, code = listen(sandbox, work, made, manifest, options)
+  stop, message, code = hook.listen(work .. "/hook", answerer(sandbox, made, manifest, options))
   if not stop then
     return nil, message, code
   end
   local argv = command(sandbox, found, work, manifest, options)
   ok, message, code = dump.run(argv, work, "restore.log", LEAST + manifest.bytes / RATE)
-  stop()
+  local refused, refused_code = stop()
   if not ok then
-    return nil, made.failure or message, made.failure_code or code
+    return nil, refused or message, refused and refused_code or code
   elseif not made.pid or not made.steering then
     return nil, "CRIU has not told of init", "EPROTO"
   end

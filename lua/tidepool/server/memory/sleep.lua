@@ -39,19 +39,21 @@ end
 -- { seconds, bytes, connections_reset } | nil, message, code; a failure leaves it running.
 function sleep.hibernate(sandbox)
   memory.forget(sandbox)
-  local took, message, code = memory.dump(sandbox, memory.directory(sandbox))
-  if took then
+  local took, message, code = memory.dump(sandbox, memory.directory(sandbox), function(_, abandon)
     step("dumped")
-    local recorded
-    recorded, message, code = sandbox:record("hibernated", nil, sandbox.run)
-    took = recorded and took
-  end
+    local recorded, why, why_code = sandbox:record("hibernated", nil, sandbox.run)
+    if not recorded then
+      return nil, why, why_code
+    end
+    step("hibernated")
+    abandon()
+    return true
+  end)
   if not took then
     memory.forget(sandbox)
     go_on(sandbox)
     return nil, ("hibernate %s: %s"):format(sandbox.name, message), code
   end
-  step("hibernated")
   processes.pause(sandbox)
   local ok
   ok, message, code = sandbox:end_run(0, "hibernated")
