@@ -21,6 +21,7 @@ struct tp_run {
   int pidfd;
   int link, child_link;   /* a socket pair: go ahead to the child; its end tells of the exec */
   int host_dev;           /* the child's view of the host's /dev, kept over the pivot */
+  const char *mask;       /* where the first masked directory is, of the plan's strings */
   struct tp_run *parent;  /* in the child's copy of this: the one to report to */
   int failed;             /* index of the step that failed, -1 */
   volatile bool child_failed;

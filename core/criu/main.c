@@ -1,12 +1,13 @@
 /* tidepool-criu: prepares what CRIU can't know of a sandbox, then becomes CRIU.
  *
  *   tidepool-criu [--owner UID] [--group DIRECTORY]... [--root DIRECTORY --at POINT --uid-base N]
- *                 [--cgroup-at POINT] -- PROGRAM ARGUMENT...
+ *                 [--cgroup-at POINT] [--run DIRECTORY] -- PROGRAM ARGUMENT...
  *
  * Runs as root, started by the server in its mount namespace; it takes one of its own, so that what
  * it mounts goes with it. --group enters control groups, which the restored processes are then born
  * in; --root mounts a sandbox's root with the ids of its range; --cgroup-at mounts the group that
- * was entered, as the root of a cgroup namespace. --owner takes on the user who owns the sandbox's
+ * was entered, as the root of a cgroup namespace. --run puts a directory in the place of /run, where
+ * CRIU keeps what it has found out about the kernel. --owner takes on the user who owns the sandbox's
  * user namespace, and keeps all capabilities: where the machine has withheld CAP_SYS_RESOURCE from
  * us, the owner still has it inside.
  * As CRIU's own action script it is the hook of hook.h.
@@ -22,7 +23,9 @@
 #include <string.h>
 #include <sys/mount.h>
 #include <sys/prctl.h>
+#include <sys/stat.h>
 #include <sys/syscall.h>
+#include <time.h>
 #include <unistd.h>
 
 #include "../archive/confine.h"
@@ -31,11 +34,12 @@
 
 #define FAILED 125
 #define MAX_GROUPS 8
+#define WRITING 10 /* seconds */
 
 struct options {
   const char *groups[MAX_GROUPS];
   unsigned group_count;
-  const char *root, *at, *cgroup_at;
+  const char *root, *at, *cgroup_at, *run;
   struct tp_range range;
   long owner;
 };
@@ -78,6 +82,19 @@ static int mount_groups(const char *point, struct tp_error *err) {
   return 0;
 }
 
+/* CRIU asks the kernel for 25 ms what it can do, unless an earlier one has written that down. One that
+ * was killed while it wrote has left a file that keeps all later ones from it. */
+static int mount_run(const char *directory, struct tp_error *err) {
+  char path[4096];
+  struct stat st;
+  snprintf(path, sizeof path, "%s/criu.kdat.tmp", directory);
+  if (stat(path, &st) == 0 && st.st_mtime + WRITING < time(NULL))
+    unlink(path);
+  if (mount(directory, "/run", NULL, MS_BIND, NULL) < 0)
+    return tp_fail(err, errno, "bind %s on /run", directory);
+  return 0;
+}
+
 /* Not uid 0 any more, so an exec would drop the capabilities unless they are ambient. */
 static int become_owner(uid_t owner, struct tp_error *err) {
   struct __user_cap_header_struct header = {.version = _LINUX_CAPABILITY_VERSION_3};
@@ -105,6 +122,8 @@ static int prepare(const struct options *options, struct tp_error *err) {
       return -1;
   if (options->cgroup_at && mount_groups(options->cgroup_at, err) < 0)
     return -1;
+  if (options->run && mount_run(options->run, err) < 0)
+    return -1;
   return options->owner > 0 ? become_owner((uid_t)options->owner, err) : 0;
 }
 
@@ -126,7 +145,7 @@ int main(int argc, char **argv) {
   static const struct option names[] = {{"owner", 1, NULL, 'o'},     {"group", 1, NULL, 'g'},
                                         {"root", 1, NULL, 'r'},      {"at", 1, NULL, 'a'},
                                         {"uid-base", 1, NULL, 'u'},  {"cgroup-at", 1, NULL, 'c'},
-                                        {NULL, 0, NULL, 0}};
+                                        {"run", 1, NULL, 'R'},       {NULL, 0, NULL, 0}};
   struct options options = {.range = {.count = 65536}};
   for (int found; (found = getopt_long(argc, argv, "+", names, NULL)) != -1;) {
     switch (found) {
@@ -140,6 +159,7 @@ int main(int argc, char **argv) {
     case 'a': options.at = optarg; break;
     case 'u': options.range.base = (uint32_t)strtoul(optarg, NULL, 10); break;
     case 'c': options.cgroup_at = optarg; break;
+    case 'R': options.run = optarg; break;
     default: return usage();
     }
   }

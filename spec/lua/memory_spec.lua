@@ -281,6 +281,22 @@ print("again" if outside() else "")
     end)
   end)
 
+  it("leaves to the next one what CRIU found out about the kernel, also after one that was killed", function()
+    local notes = require("tidepool.server.memory.criu").notes(server.state)
+    if not notes then
+      pending("needs a file system in memory")
+    end
+    local unfinished = notes .. "/criu.kdat.tmp"
+    uv.fs_unlink(notes .. "/criu.kdat")
+    assert(io.open(unfinished, "w")):close()
+    assert(uv.fs_utime(unfinished, 1e9, 1e9))
+    local box = server:sandbox()
+    assert(box:hibernate())
+    assert(box:wake())
+    assert.truthy(uv.fs_stat(notes .. "/criu.kdat"))
+    assert.is_nil(uv.fs_stat(unfinished))
+  end)
+
   it("does not see the time of its sleep in its monotonic clock", function()
     local box = server:sandbox()
     local function uptime()

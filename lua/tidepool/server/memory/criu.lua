@@ -40,6 +40,26 @@ local function new_enough(major, minor)
   return major and (major > LEAST[1] or major == LEAST[1] and minor >= LEAST[2])
 end
 
+local TMPFS = 0x01021994 -- CRIU keeps it there alone: it is of this kernel and its modules
+local memories = { "/run", "/dev/shm" }
+
+--- Where CRIU is to keep what it has found out about the kernel, in the place of /run; all servers of the
+-- host share it. nil: it has to find out each time, as when the state directory is below /run.
+function criu.notes(state)
+  if uv.fs_realpath(state):find("^/run/") then
+    return nil
+  end
+  for _, memory in ipairs(memories) do
+    local found = uv.fs_statfs(memory)
+    if found and found.type == TMPFS then
+      local directory = memory .. "/tidepool-criu"
+      uv.fs_mkdir(directory, 448)
+      local stat = uv.fs_lstat(directory)
+      return stat and stat.type == "directory" and stat.uid == 0 and directory or nil
+    end
+  end
+end
+
 local known = {} -- state directory -> what was found there
 
 --- { command = the words that start it, version } | nil, message, "ENOPKG"

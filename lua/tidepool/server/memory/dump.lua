@@ -129,9 +129,11 @@ local function command(sandbox, found, directory, outside)
       argv[#argv + 1] = word
     end
   end
-  local user = owner(sandbox)
+  local user, notes = owner(sandbox), criu.notes(sandbox.server.directory)
   if user then
     add("--owner", tostring(user))
+  elseif notes then
+    add("--run", notes)
   end
   add("--")
   add(unpack(found.command))

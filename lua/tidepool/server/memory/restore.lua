@@ -85,6 +85,10 @@ local function command(sandbox, found, work, manifest, options)
     end
   end
   add("--root", options.root, "--at", work .. "/root", "--uid-base", tostring(options.base))
+  local notes = criu.notes(sandbox.server.directory)
+  if notes then
+    add("--run", notes)
+  end
   add("--cgroup-at", GROUPS, "--")
   add(unpack(found.command))
   add("restore", "--images-dir", work, "--log-file", "restore.log", "-v1", "--root", work .. "/root")
