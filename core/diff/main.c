@@ -17,6 +17,7 @@
 #include <linux/capability.h>
 #include <linux/openat2.h>
 #include <linux/securebits.h>
+#include <poll.h>
 #include <seccomp.h>
 #include <signal.h>
 #include <stdio.h>
@@ -24,6 +25,7 @@
 #include <string.h>
 #include <sys/ioctl.h>
 #include <sys/prctl.h>
+#include <sys/resource.h>
 #include <sys/stat.h>
 #include <sys/syscall.h>
 #include <sys/wait.h>
@@ -33,7 +35,8 @@
 #include "changes.h"
 
 #define NOBODY 65534
-#define DEPTH 4096 /* of directories that moved */
+#define DEPTH 4096         /* of directories that moved */
+#define MEMORY (2ull << 30) /* bytes; how much there is to remember is a sandbox's to say */
 
 static int from_root, to_root;
 
@@ -74,7 +77,8 @@ static int drop_powers(struct tp_error *err) {
       SCMP_SYS(fstat),  SCMP_SYS(newfstatat), SCMP_SYS(getdents64), SCMP_SYS(fcntl),
       SCMP_SYS(lseek),  SCMP_SYS(brk),      SCMP_SYS(mmap),       SCMP_SYS(munmap),
       SCMP_SYS(mremap), SCMP_SYS(wait4),    SCMP_SYS(exit_group), SCMP_SYS(rt_sigreturn),
-      SCMP_SYS(madvise), SCMP_SYS(mprotect), SCMP_SYS(futex),
+      SCMP_SYS(madvise), SCMP_SYS(mprotect), SCMP_SYS(futex),    SCMP_SYS(poll),
+      SCMP_SYS(ppoll),
       SCMP_SYS(sysinfo)}; /* of qsort: how much memory it may use */
   scmp_filter_ctx filter = seccomp_init(SCMP_ACT_KILL_PROCESS);
   int failed = filter ? 0 : -ENOMEM;
@@ -84,6 +88,11 @@ static int drop_powers(struct tp_error *err) {
     failed = seccomp_load(filter);
   seccomp_release(filter);
   return failed ? tp_fail(err, -failed, "load the system call filter") : 0;
+}
+
+static int limit_memory(struct tp_error *err) {
+  struct rlimit limit = {MEMORY, MEMORY};
+  return setrlimit(RLIMIT_AS, &limit) < 0 ? tp_fail(err, errno, "limit memory") : 0;
 }
 
 struct found {
@@ -145,7 +154,7 @@ static int remember_below(int root, const char *path, unsigned change, int depth
     }
     snprintf(child, length, "%s%s%s", path, *path ? "/" : "", entry->d_name);
     outcome = remember(child, change, err);
-    if (outcome == 0)
+    if (outcome == 0 && entry->d_type == DT_DIR)
       outcome = remember_below(root, child, change, depth + 1, err);
   }
   closedir(directory);
@@ -153,12 +162,43 @@ static int remember_below(int root, const char *path, unsigned change, int depth
 }
 
 static int on_candidate(void *context, const char *path, unsigned change) {
-  struct tp_error *err = context;
-  if (remember(path, change, err) < 0)
-    return -1;
-  if (change & TP_CHANGE_WAS && remember_below(from_root, path, TP_CHANGE_WAS, 0, err) < 0)
-    return -1;
-  return change & TP_CHANGE_IS ? remember_below(to_root, path, TP_CHANGE_IS, 0, err) : 0;
+  return remember(path, change, context);
+}
+
+/* A directory before what is in it, and all that before anything else. */
+static int by_place(const void *a, const void *b) {
+  const uint8_t *one = (const uint8_t *)((const struct found *)a)->path;
+  const uint8_t *two = (const uint8_t *)((const struct found *)b)->path;
+  for (; *one && *one == *two; one++)
+    two++;
+  int first = *one == '/' ? 1 : *one ? *one + 1 : 0, second = *two == '/' ? 1 : *two ? *two + 1 : 0;
+  return first - second;
+}
+
+static bool is_below(const char *path, const char *above) {
+  size_t length = above ? strlen(above) : 0;
+  return above && strncmp(path, above, length) == 0 && (path[length] == '/' || !path[length]);
+}
+
+/* Adds what is below the candidates that came or went, each directory once: one that came is named
+ * with all that came in it, and a walk from each would be the square of their depth. */
+static int remember_all_below(struct tp_error *err) {
+  const char *was = NULL, *is = NULL; /* the last ones that were walked */
+  qsort(list.items, list.count, sizeof *list.items, by_place);
+  for (size_t i = 0, count = list.count; i < count; i++) {
+    const struct found found = list.items[i]; /* the list grows */
+    if (found.change & TP_CHANGE_WAS && !is_below(found.path, was)) {
+      was = found.path;
+      if (remember_below(from_root, was, TP_CHANGE_WAS, 0, err) < 0)
+        return -1;
+    }
+    if (found.change & TP_CHANGE_IS && !is_below(found.path, is)) {
+      is = found.path;
+      if (remember_below(to_root, is, TP_CHANGE_IS, 0, err) < 0)
+        return -1;
+    }
+  }
+  return 0;
 }
 
 static int by_path(const void *a, const void *b) {
@@ -210,11 +250,23 @@ static void report(const char *path, unsigned change) {
   }
 }
 
+/* Waits for more of the stream, as long as somebody waits for the answer: the kernel may need hours for
+ * trees that are both deep and full, and ends when we do. */
+static int await(int in, struct tp_error *err) {
+  struct pollfd ends[] = {{.fd = in, .events = POLLIN}, {.fd = STDOUT_FILENO}};
+  while (poll(ends, 2, -1) < 0)
+    if (errno != EINTR)
+      return tp_fail(err, errno, "wait for the send stream");
+  return ends[1].revents & (POLLHUP | POLLERR) ? tp_fail(err, EPIPE, "nobody waits for it") : 0;
+}
+
 static int read_stream(int in, struct tp_changes *changes, struct tp_error *err) {
   static uint8_t bytes[2 * TP_SEND_COMMAND];
   size_t held = 0;
   bool begun = false;
   for (;;) {
+    if (await(in, err) < 0)
+      return -1;
     ssize_t got = read(in, bytes + held, sizeof bytes - held);
     if (got < 0)
       return tp_fail(err, errno, "read the send stream");
@@ -243,7 +295,7 @@ static int read_stream(int in, struct tp_changes *changes, struct tp_error *err)
 }
 
 static int compare(int in, pid_t sender, struct tp_error *err) {
-  if (drop_powers(err) < 0)
+  if (limit_memory(err) < 0 || drop_powers(err) < 0)
     return -1;
   struct tp_changes *changes = tp_changes_new(err);
   if (!changes)
@@ -252,7 +304,7 @@ static int compare(int in, pid_t sender, struct tp_error *err) {
   if (outcome < 0 && err->code == ECANCELED && waitpid(sender, &status, 0) == sender &&
       WIFEXITED(status) && WEXITSTATUS(status))
     return tp_fail(err, WEXITSTATUS(status), "btrfs send");
-  if (outcome < 0 || tp_changes_each(changes, on_candidate, err, err) < 0)
+  if (outcome < 0 || tp_changes_each(changes, on_candidate, err, err) < 0 || remember_all_below(err) < 0)
     return -1;
   qsort(list.items, list.count, sizeof *list.items, by_path);
   for (size_t i = 0; i < list.count;) {
@@ -270,6 +322,7 @@ int main(int argc, char **argv) {
     fprintf(stderr, "usage: tidepool-diff FROM TO\n");
     return 2;
   }
+  signal(SIGPIPE, SIG_IGN);
   struct tp_error err = {0};
   int pipe_ends[2], outcome = -1;
   from_root = open(argv[1], O_RDONLY | O_DIRECTORY | O_CLOEXEC);

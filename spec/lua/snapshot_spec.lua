@@ -406,6 +406,23 @@ describe("the difference of two snapshots", function()
     assert.matches("\nM  4 B %-> 14 B +workspace/changed\n", "\n" .. result.stdout)
     assert.equal("ENOSNAPSHOT", (select(3, client:call("snapshot_diff", { from = box.name .. "@a", to = "no@no" }))))
   end)
+
+  -- The kernel needs a minute to say what is new in such a tree.
+  it("is given up when nobody waits for it any more", function()
+    assert(box:snapshot("shallow"))
+    assert(box:exec([[for i in $(seq 1000); do mkdir d; cd d; done; for i in $(seq 3000); do : >$i; done]]))
+    assert(box:snapshot("deep"))
+    local function comparing()
+      return support.run({ "pgrep", "-f", "^" .. require("tidepool.paths").build() .. "/tidepool-diff .*" .. server.state }).stdout ~= ""
+    end
+    local ok, fds = async.run(client.call, client, "snapshot_diff", { from = box.name .. "@shallow", to = box.name .. "@deep" })
+    assert.is_true(ok)
+    assert.is_true(comparing())
+    fds[1]:close()
+    assert.is_true(support.eventually(function()
+      return not comparing()
+    end, 15))
+  end)
 end)
 
 describe("a server that is killed", function()
