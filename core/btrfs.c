@@ -58,24 +58,6 @@ int tp_step_subvolume(struct tp_run *run, const struct tp_step *step, struct tp_
   return 0;
 }
 
-/* snapshot SOURCE DIRECTORY NAME READONLY: flushes what is dirty in the source first. Undone. */
-int tp_step_snapshot(struct tp_run *run, const struct tp_step *step, struct tp_error *err) {
-  (void)run;
-  const char *source = step->args[0].bytes, *directory = step->args[1].bytes,
-             *name = step->args[2].bytes;
-  TP_CLOSE int from = open_directory(source, err);
-  if (from < 0)
-    return -1;
-  TP_CLOSE int into = open_directory(directory, err);
-  struct btrfs_ioctl_vol_args_v2 args = {.fd = from};
-  if (into < 0 || copy_name(args.name, sizeof args.name, name, err) < 0)
-    return -1;
-  args.flags = step->args[3].number ? BTRFS_SUBVOL_RDONLY : 0;
-  if (ioctl(into, BTRFS_IOC_SNAP_CREATE_V2, &args) < 0)
-    return tp_fail(err, errno, "snapshot %s as %s/%s", source, directory, name);
-  return 0;
-}
-
 /* readonly PATH YES: seals a subvolume, or opens it again. */
 int tp_step_readonly(struct tp_run *run, const struct tp_step *step, struct tp_error *err) {
   (void)run;

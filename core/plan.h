@@ -37,7 +37,7 @@
   X(rlimit, "nnn") X(exec, "pd")                                                                   \
   /* control groups: cgroup.c */                                                                   \
   X(group, "pn") X(dynmods, "") X(killgroup, "p") X(ungroup, "p")                                                \
-  /* storage: btrfs.c, loop.c */                                                                   \
+  /* storage: btrfs.c, snapshot.c, loop.c */                                                       \
   X(pool, "pp") X(subvolume, "pp") X(snapshot, "pppn") X(destroy, "pp") X(readonly, "pn")          \
   X(quota, "p") X(limit, "pn") X(usage, "p") X(sync, "p")                                          \
   /* a moment in which nothing runs: freeze.c */                                                   \

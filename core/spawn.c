@@ -20,6 +20,7 @@
 #include "freeze.h"
 #include "raw.h"
 #include "scope.h"
+#include "snapshot.h"
 
 #define CHILD_STACK (256u << 10)
 #define CHILD_SECONDS 30
@@ -348,9 +349,13 @@ int tp_run_execute(struct tp_run *run, struct tp_error *err) {
   const struct tp_plan *plan = run->plan;
   for (int i = 0; i < (int)plan->count; i++) {
     int outcome;
+    unsigned beside = tp_snapshots_beside(plan, (unsigned)i);
     if (i == plan->child) {
       outcome = run_child(run, err);
       i = plan->exec;
+    } else if (beside > 1) {
+      outcome = tp_snapshots_take(run, (unsigned)i, beside, err);
+      i += (int)beside - 1;
     } else {
       outcome = execute_step(run, i, err);
       if (outcome < 0)

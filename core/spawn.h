@@ -1,9 +1,10 @@
 /* Executing a plan: step by step, and what it made is unmade in reverse when a step fails.
  *
- * Runs in tidepool-spawner, as root, single-threaded. Steps between `child` and `exec` run in the
- * cloned child, which shares the spawner's memory (CLONE_VM: copying page tables is dear) on a stack
- * of its own until it execs. The two never use libc at the same time, for they share errno: while
- * the child works the parent sleeps, or joins cgroups by raw system calls. */
+ * Runs in tidepool-spawner, as root, single-threaded; several snapshots at once have a thread each while
+ * they are taken (snapshot.c). Steps between `child` and `exec` run in the cloned child, which shares the
+ * spawner's memory (CLONE_VM: copying page tables is dear) on a stack of its own until it execs. The two
+ * never use libc at the same time, for they share errno: while the child works the parent sleeps, or
+ * joins cgroups by raw system calls. */
 #ifndef TP_SPAWN_H
 #define TP_SPAWN_H
 

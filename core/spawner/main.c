@@ -1,6 +1,7 @@
 /* tidepool-spawner: executes plans for the server, one after the other.
  *
- * Runs as root, single-threaded, with few descriptors and little memory, so that a clone is cheap.
+ * Runs as root, single-threaded (but for snapshot.h), with few descriptors and little memory, so that a
+ * clone is cheap.
  * Descriptor 3 is the channel to the server:
  *   request  [u32 serial] plan, with the descriptors of its first slots
  *   answer   [u32 serial][i32 errno][u32 failed step, from 1][string message][u32 pid]

@@ -186,6 +186,51 @@ describe("storage", function()
     assert(s:delete(109))
   end))
 
+  -- How many transactions the pool's file system has committed.
+  local function commits()
+    for _, name in ipairs(support.names("/sys/fs/btrfs")) do
+      for _, device in ipairs(support.names("/sys/fs/btrfs/" .. name .. "/devices")) do
+        local backing = support.read(("/sys/fs/btrfs/%s/devices/%s/loop/backing_file"):format(name, device))
+        if backing and backing:gsub("\n", "") == s.image then
+          return tonumber((support.read("/sys/fs/btrfs/" .. name .. "/commit_stats") or ""):match("commits (%d+)"))
+        end
+      end
+    end
+  end
+
+  it("makes copies that are asked for at once together, and tells each what it failed of", task(function()
+    create(120, "tiny")
+    local outcomes, tasks, before = {}, {}, commits()
+    for i = 1, 70 do
+      tasks[i] = function()
+        outcomes[i] = { s:clone(120 + i, s:sandbox_place(120)) }
+      end
+    end
+    async.all(tasks)
+    local after = commits()
+    for i = 1, 70 do
+      assert.is_true(outcomes[i][1], outcomes[i][2])
+      assert.equal("from the image", support.read(root(120 + i) .. "/file"))
+      assert(write(root(120 + i) .. "/file", "mine " .. i))
+    end
+    assert.equal("mine 7", support.read(root(127) .. "/file"))
+    assert.equal("from the image", support.read(root(120) .. "/file"))
+    if before then
+      assert.is_true(after - before < 70, ("%d commits for 70 copies"):format(after - before))
+    end
+
+    assert(s:delete(121))
+    assert(s:delete(122))
+    async.all({ unpack(tasks, 1, 3) })
+    assert.is_true(outcomes[1][1], outcomes[1][2])
+    assert.is_true(outcomes[2][1], outcomes[2][2])
+    assert.equal("EEXIST", outcomes[3][3])
+    assert.equal("mine 3", support.read(root(123) .. "/file"))
+    for i = 0, 70 do
+      assert(s:delete(120 + i))
+    end
+  end))
+
   it("limits and counts what a sandbox adds", task(function()
     local files = create(110, "tiny")
     if not s.quota then

@@ -37,6 +37,17 @@ function btrfs.copy(_, source, place, readonly)
   return { { "mkdir", place, 448 }, { "snapshot", root(source), place, "root", readonly and 1 or 0 } }
 end
 
+--- Steps that make several writable copies, a list of { source, target }; undone together when one fails.
+-- The snapshots stand side by side: the spawner takes them at once.
+function btrfs.copies(_, list)
+  local plan = {}
+  for i, one in ipairs(list) do
+    plan[i] = { "mkdir", one.target, 448 }
+    plan[#list + i] = { "snapshot", root(one.source), one.target, "root", 0 }
+  end
+  return plan
+end
+
 --- Steps that make a root read-only, whole on disk.
 function btrfs.seal(self, place)
   return { { "sync", self.directory }, { "readonly", root(place), 1 } }

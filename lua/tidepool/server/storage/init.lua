@@ -5,7 +5,7 @@
 --   init    opens a state directory's storage; sandboxes' files and snapshots    images  images
 --   pool    the image file: made, mounted, its room                              warm    roots made ahead
 --   btrfs   the driver: how a root is made, copied, read, deleted                trash   deleting, sweeping
---   growing imports, whose files grow layer by layer
+--   growing imports, whose files grow layer by layer            together  copies made at once
 -- Below the storage's directory, which is <state>/pool:
 --   images/NAME   a read-only root            sandboxes/ID    a writable copy of one
 --   staging/ANY   one that is being made      snapshots/ID    a read-only copy of a sandbox's
@@ -18,6 +18,7 @@ local uv = require("luv")
 local btrfs = require("tidepool.server.storage.btrfs")
 local pool = require("tidepool.server.storage.pool")
 local random = require("tidepool.random")
+local together = require("tidepool.server.storage.together")
 local trash = require("tidepool.server.storage.trash")
 local warm = require("tidepool.server.storage.warm")
 
@@ -195,7 +196,7 @@ function Storage:create(id, image)
   if ready then
     ok, message, code = self.spawners:execute({ { "rename", ready, target } })
   else
-    ok, message, code = self:copy(self:image_place(image), target, false)
+    ok, message, code = together.copy(self, self:image_place(image), target)
   end
   if not ok then
     if ready then
@@ -209,7 +210,7 @@ end
 
 --- Makes the files of a sandbox from another place: true | nil, message, code.
 function Storage:clone(id, place)
-  return self:copy(place, self:sandbox_place(id), false)
+  return together.copy(self, place, self:sandbox_place(id))
 end
 
 --- Deletes a sandbox's files; the space comes back in a while. "ENOENT" when it has none.
