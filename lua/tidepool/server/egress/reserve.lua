@@ -7,8 +7,10 @@ local reserve = {}
 local Reserve = {}
 Reserve.__index = Reserve
 
-local MOST = 8
-local FILL_AFTER = 0.02 -- seconds: just now the process that makes them has a sandbox to attach
+local MOST, FEW = 16, 4
+-- Seconds. Just now whoever took one has a sandbox to start, and may start others: making one takes a
+-- millisecond of a processor that they need. With few left it doesn't wait for their end.
+local QUIET, SOON = 0.1, 0.02
 
 --- `make()` gives one, { cert, key }, or nil when nobody can make it at the moment.
 function reserve.new(make)
@@ -22,21 +24,26 @@ function Reserve:take()
   return ca
 end
 
+local function make(self)
+  self.cancel, self.making = nil, true
+  local more = true
+  while more and #self < MOST and not self.closed do
+    local ca = self.make()
+    self[#self + 1] = ca
+    more = ca ~= nil
+  end
+  self.making = false
+end
+
 --- Makes those that are missing, in the background.
 function Reserve:fill()
-  if self.filling or self.closed then
+  if self.making or self.closed or self.cancel and #self < FEW then
     return
+  elseif self.cancel then
+    self.cancel()
   end
-  self.filling = async.after(FILL_AFTER, function()
-    async.spawn(function()
-      local more = true
-      while more and #self < MOST and not self.closed do
-        local ca = self.make()
-        self[#self + 1] = ca
-        more = ca ~= nil
-      end
-      self.filling = nil
-    end)
+  self.cancel = async.after(#self < FEW and SOON or QUIET, function()
+    async.spawn(make, self)
   end)
 end
 
