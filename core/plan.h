@@ -28,9 +28,10 @@
   X(mkdir, "pn") X(ensure, "pn") X(dir, "pn") X(write, "ps") X(file, "pns") X(replace, "pns")      \
   X(symlink, "sp") X(rename, "pp") X(unlink, "p") X(rmdir, "p") X(chown, "pnn") X(chmod, "pn")     \
   X(open, "dp") X(copy, "dpn") X(prefetch, "pp") X(trust, "s")                                     \
-  /* mounts: mount.c */                                                                            \
+  /* mounts: mount.c, overlay.c */                                                                        \
   X(private, "") X(tree, "dpm") X(idmap, "d") X(root, "d") X(detach, "") X(mount, "spsms")         \
   X(bind, "pp") X(protect, "p") X(mask, "p") X(device, "pp") X(umount, "p")                        \
+  X(attach, "dp") X(overlay, "dppsn")                                                              \
   /* namespaces and the process: namespace.c, spawn.c, steer.c */                                  \
   X(clone, "cnd") X(idmaps, "nn") X(child, "") X(join, "p") X(identity, "") X(joined, "")           \
   X(unshare, "c") X(hostname, "s") X(steer, "ddn") X(listen, "dp")                                   \

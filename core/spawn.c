@@ -124,6 +124,7 @@ static void undo_step(const struct tp_step *step) {
     umount2(args[1].bytes, MNT_DETACH);
     break;
   case TP_OP_pool:
+  case TP_OP_attach:
     umount2(args[1].bytes, MNT_DETACH);
     break;
   case TP_OP_freeze:

@@ -10,16 +10,11 @@
 #include <stdint.h>
 
 #include "../error.h"
+#include "../userns.h"
 
-struct tp_range {
-  uint32_t base, count;
-};
-
-/* A user namespace with 0..count-1 mapped to the range, held by the descriptor that is returned. */
-int tp_confine_userns(const struct tp_range *range, struct tp_error *err);
-
-/* A detached mount of the directory, its on-disk ids 0..count-1 shifted into the range; not shifted
- * when userns is -1. */
+/* A detached mount of the directory, its on-disk ids 0..count-1 shifted into the range of `userns`; not
+ * shifted when that is -1, or when it is an overlay, which can't be: whoever mounted it has shifted the
+ * layers below. */
 int tp_confine_mount(int directory, int userns, struct tp_error *err);
 
 /* What a worker in there does: change the tree, or read it and compress in threads. */

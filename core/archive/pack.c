@@ -140,7 +140,7 @@ static int pack(struct job *job, struct tp_error *err) {
   TP_CLOSE int output = open(job->output, O_WRONLY | O_NOFOLLOW | O_CLOEXEC);
   if (output < 0 || lseek(output, (off_t)job->offset, SEEK_SET) < 0)
     return tp_fail(err, errno, "open %s", job->output);
-  TP_CLOSE int userns = tp_confine_userns(&job->range, err);
+  TP_CLOSE int userns = tp_userns_open(&job->range, err);
   if (userns < 0)
     return -1;
   TP_CLOSE int tree_fd = -1, parent_fd = -1, parent_mount = -1;

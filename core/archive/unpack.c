@@ -235,7 +235,7 @@ static int unpack(struct options *options, struct tp_error *err) {
   TP_CLOSE int target = open(options->target, O_RDONLY | O_DIRECTORY | O_CLOEXEC);
   if (target < 0)
     return tp_fail(err, errno, "open %s", options->target);
-  TP_CLOSE int userns = tp_confine_userns(&options->range, err);
+  TP_CLOSE int userns = tp_userns_open(&options->range, err);
   if (userns < 0)
     return -1;
   /* A plain archive's files are the worker's own: no shifting, so any file system will do. */

@@ -58,7 +58,7 @@ static int mount_root(const struct options *options, struct tp_error *err) {
   TP_CLOSE int directory = open(options->root, O_RDONLY | O_DIRECTORY | O_CLOEXEC);
   if (directory < 0)
     return tp_fail(err, errno, "open %s", options->root);
-  TP_CLOSE int userns = tp_confine_userns(&options->range, err);
+  TP_CLOSE int userns = tp_userns_open(&options->range, err);
   if (userns < 0)
     return -1;
   TP_CLOSE int tree = tp_confine_mount(directory, userns, err);

@@ -1,4 +1,5 @@
-/* tidepool-diff FROM TO: which paths differ between two snapshots (read-only subvolumes).
+/* tidepool-diff FROM TO: which paths differ between two snapshots: read-only subvolumes, or any two trees,
+ * which are walked instead (walk.h).
  *
  * Started by the server, as root, in its mount namespace. A child of it asks the kernel for the stream
  * (BTRFS_IOC_SEND, without file data: the time it takes depends on what has changed). What reads the
@@ -15,6 +16,7 @@
 #include <linux/btrfs.h>
 #include <linux/btrfs_tree.h>
 #include <linux/capability.h>
+#include <linux/magic.h>
 #include <linux/openat2.h>
 #include <linux/securebits.h>
 #include <poll.h>
@@ -28,11 +30,13 @@
 #include <sys/resource.h>
 #include <sys/stat.h>
 #include <sys/syscall.h>
+#include <sys/vfs.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
 #include "../scope.h"
 #include "changes.h"
+#include "walk.h"
 
 #define NOBODY 65534
 #define DEPTH 4096         /* of directories that moved */
@@ -78,7 +82,7 @@ static int drop_powers(struct tp_error *err) {
       SCMP_SYS(lseek),  SCMP_SYS(brk),      SCMP_SYS(mmap),       SCMP_SYS(munmap),
       SCMP_SYS(mremap), SCMP_SYS(wait4),    SCMP_SYS(exit_group), SCMP_SYS(rt_sigreturn),
       SCMP_SYS(madvise), SCMP_SYS(mprotect), SCMP_SYS(futex),    SCMP_SYS(poll),
-      SCMP_SYS(ppoll),
+      SCMP_SYS(ppoll),  SCMP_SYS(readlinkat),
       SCMP_SYS(sysinfo)}; /* of qsort: how much memory it may use */
   scmp_filter_ctx filter = seccomp_init(SCMP_ACT_KILL_PROCESS);
   int failed = filter ? 0 : -ENOMEM;
@@ -294,7 +298,19 @@ static int read_stream(int in, struct tp_changes *changes, struct tp_error *err)
   }
 }
 
-static int compare(int in, pid_t sender, struct tp_error *err) {
+static void report_all(void) {
+  if (list.count)
+    qsort(list.items, list.count, sizeof *list.items, by_path);
+  for (size_t i = 0; i < list.count;) {
+    unsigned change = 0;
+    size_t first = i;
+    for (; i < list.count && strcmp(list.items[i].path, list.items[first].path) == 0; i++)
+      change |= list.items[i].change;
+    report(list.items[first].path, change);
+  }
+}
+
+static int compare_stream(int in, pid_t sender, struct tp_error *err) {
   if (limit_memory(err) < 0 || drop_powers(err) < 0)
     return -1;
   struct tp_changes *changes = tp_changes_new(err);
@@ -306,15 +322,34 @@ static int compare(int in, pid_t sender, struct tp_error *err) {
     return tp_fail(err, WEXITSTATUS(status), "btrfs send");
   if (outcome < 0 || tp_changes_each(changes, on_candidate, err, err) < 0 || remember_all_below(err) < 0)
     return -1;
-  qsort(list.items, list.count, sizeof *list.items, by_path);
-  for (size_t i = 0; i < list.count;) {
-    unsigned change = 0;
-    size_t first = i;
-    for (; i < list.count && strcmp(list.items[i].path, list.items[first].path) == 0; i++)
-      change |= list.items[i].change;
-    report(list.items[first].path, change);
-  }
+  report_all();
   return 0;
+}
+
+static int compare_subvolumes(struct tp_error *err) {
+  int pipe_ends[2];
+  if (pipe2(pipe_ends, O_CLOEXEC) < 0)
+    return tp_fail(err, errno, "make a pipe");
+  pid_t sender = fork();
+  if (sender == 0) {
+    close(pipe_ends[0]);
+    send_stream(pipe_ends[1]);
+  }
+  close(pipe_ends[1]);
+  return sender < 0 ? tp_fail(err, errno, "fork") : compare_stream(pipe_ends[0], sender, err);
+}
+
+static int compare_trees(struct tp_error *err) {
+  if (limit_memory(err) < 0 || drop_powers(err) < 0 ||
+      tp_walk_each(from_root, to_root, on_candidate, err, err) < 0 || remember_all_below(err) < 0)
+    return -1;
+  report_all();
+  return 0;
+}
+
+static bool on_btrfs(int fd) {
+  struct statfs fs;
+  return fstatfs(fd, &fs) == 0 && fs.f_type == BTRFS_SUPER_MAGIC;
 }
 
 int main(int argc, char **argv) {
@@ -324,20 +359,13 @@ int main(int argc, char **argv) {
   }
   signal(SIGPIPE, SIG_IGN);
   struct tp_error err = {0};
-  int pipe_ends[2], outcome = -1;
+  int outcome = -1;
   from_root = open(argv[1], O_RDONLY | O_DIRECTORY | O_CLOEXEC);
   to_root = open(argv[2], O_RDONLY | O_DIRECTORY | O_CLOEXEC);
-  if (from_root < 0 || to_root < 0 || pipe2(pipe_ends, O_CLOEXEC) < 0) {
+  if (from_root < 0 || to_root < 0)
     tp_fail(&err, errno, "open the snapshots");
-  } else {
-    pid_t sender = fork();
-    if (sender == 0) {
-      close(pipe_ends[0]);
-      send_stream(pipe_ends[1]);
-    }
-    close(pipe_ends[1]);
-    outcome = sender < 0 ? tp_fail(&err, errno, "fork") : compare(pipe_ends[0], sender, &err);
-  }
+  else
+    outcome = on_btrfs(from_root) ? compare_subvolumes(&err) : compare_trees(&err);
   put_record('E', 0, outcome < 0 ? (uint64_t)err.code : 0, 0, outcome < 0 ? err.message : "");
   return fflush(stdout) == 0 && outcome == 0 ? 0 : 1;
 }

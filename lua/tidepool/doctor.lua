@@ -4,6 +4,7 @@
 -- /sys and makes two harmless system calls. What only root can find out, it says so.
 local ffi = require("ffi")
 local bootstrap = require("tidepool.bootstrap")
+local choice = require("tidepool.server.storage.choice")
 local paths = require("tidepool.paths")
 local read_file = require("tidepool.file").read
 
@@ -64,22 +65,6 @@ local version = tonumber(major or 0) * 1000 + tonumber(minor or 0)
 
 local function kernel_at_least(a, b)
   return version >= a * 1000 + b
-end
-
--- A file system or module: in the kernel now, or as a module that the kernel loads when asked.
-local function module_state(name, filesystem)
-  if filesystem and ("\n" .. (read_file("/proc/filesystems") or "")):find("%s" .. filesystem .. "\n") then
-    return "in the kernel"
-  end
-  if exists("/sys/module/" .. name) then
-    return "in the kernel"
-  end
-  local directory = "/lib/modules/" .. release
-  for _, index in ipairs { "/modules.builtin", "/modules.dep" } do
-    if (read_file(directory .. index) or ""):find("/" .. name .. "%.ko") then
-      return index == "/modules.dep" and "a module" or "in the kernel"
-    end
-  end
 end
 
 local function ok(found)
@@ -262,11 +247,38 @@ row("pidfd", function()
     "an outer container's seccomp filter is too old for this kernel; loosen it")
 end)
 
+-- The directory that holds the state, or will.
+local function state_place()
+  local place = paths.state()
+  while not exists(place) do
+    place = place:match("^(.*)/[^/]*$")
+    place = place == "" and "/" or place
+  end
+  return place
+end
+
+local function pick_storage()
+  local kind = capture("stat -f -c %T " .. quote(state_place()))
+  return choice.pick(paths.state(), kind:find("^btrfs") ~= nil, os.getenv("TIDEPOOL_STORAGE"))
+end
+
+row("storage", function()
+  local kind, why = pick_storage()
+  if not kind then
+    return fail(why, "no files for sandboxes", "apt-get install btrfs-progs, on a kernel with btrfs and loop devices, or correct TIDEPOOL_STORAGE")
+  end
+  local text = ("%s: %s"):format(choice.about[kind], why)
+  if kind == "overlay" then
+    return warn(text, "no disk limits; a snapshot of a running sandbox stops it for as long as copying its changes takes",
+      "a new state directory on btrfs, or on a host with btrfs and loop devices")
+  end
+  return ok(text)
+end)
+
 row("btrfs", function()
-  local state, mkfs = module_state("btrfs", "btrfs"), on_path("mkfs.btrfs")
+  local state, mkfs = choice.module("btrfs", "btrfs"), on_path("mkfs.btrfs")
   if not state then
-    return fail("not in this kernel", "no storage for sandboxes: files, snapshots and quotas live in a btrfs pool",
-      "install a kernel with btrfs (Debian's have it)")
+    return warn("not in this kernel", "no btrfs pool: overlayfs takes its place", "install a kernel with btrfs (Debian's have it)")
   elseif not mkfs then
     return warn(state .. ", no mkfs.btrfs", "the pool can't be made", "apt-get install btrfs-progs (the first run does)")
   end
@@ -276,15 +288,19 @@ end)
 row("loop devices", function()
   if exists("/dev/loop-control") then
     return ok("/dev/loop-control")
-  elseif module_state("loop") then
+  elseif choice.module("loop") then
     return warn("a module, not loaded", "the pool's image file can't be mounted until it is", "modprobe loop")
   end
-  return fail("none", "the pool can't live in an image file",
+  return warn("none", "the pool can't live in an image file",
     "put the state directory (TIDEPOOL_STATE) on a btrfs file system")
 end)
 
 row("disk limits", function()
-  if kernel_at_least(6, 7) then
+  local kind = pick_storage()
+  if kind and kind ~= "pool" then
+    return warn("none on " .. choice.about[kind], "disk limits are not enforced: one sandbox can fill the disk",
+      "a state directory of its own with a btrfs pool (TIDEPOOL_STORAGE=pool)")
+  elseif kernel_at_least(6, 7) then
     return ok("simple quotas (kernel 6.7 or newer)")
   end
   return warn("no simple quotas before kernel 6.7", "disk limits are not enforced: one sandbox can fill the pool",
@@ -299,11 +315,11 @@ row("idmapped mounts", function()
 end)
 
 row("overlayfs", function()
-  local state = module_state("overlay", "overlay")
+  local state = choice.module("overlay", "overlay")
   if state then
-    return ok(state .. ", not used while btrfs is there")
+    return ok(state .. (pick_storage() == "overlay" and "" or ", not used while btrfs is there"))
   end
-  return warn("none", "nothing today: it is for hosts without btrfs", "nothing, while btrfs is there")
+  return warn("none", "nothing where btrfs is: it is for hosts without", "nothing, while btrfs is there")
 end)
 
 -- Loads "return SK_PASS" as an SK_LOOKUP program: the whole way through the verifier, attached to
@@ -458,11 +474,7 @@ row("memory", function()
 end)
 
 row("disk", function()
-  local place = paths.state()
-  while not exists(place) do
-    place = place:match("^(.*)/[^/]*$")
-    place = place == "" and "/" or place
-  end
+  local place = state_place()
   local free = tonumber(capture("df -Pk '" .. place .. "'"):match("\n%S+%s+%d+%s+%d+%s+(%d+)"))
   if not free then
     return warn("could not be checked", "unknown", "look at " .. place .. " yourself")

@@ -142,13 +142,20 @@ function Server:close()
 end
 
 --- A server of this spec's own, in new directories; it starts when first called and ends with the
--- file. Fields: client, state, run.
-function support.server()
+-- file. Fields: client, state, run. prepare(), if given, returns another state directory, and what undoes it.
+function support.server(prepare)
   local directory = assert(uv.fs_mkdtemp(root .. "/server-XXXXXX"))
   local self = setmetatable({ state = directory .. "/state", run = directory .. "/run" }, Server)
+  local undo
+  if prepare then
+    self.state, undo = prepare()
+  end
   self.client = require("tidepool.client").new({ state = self.state, run = self.run })
   support.defer(function()
     local left = self:close()
+    if undo then
+      undo()
+    end
     support.run({ "rm", "-rf", "--one-file-system", directory })
     assert(#left == 0, "a server left " .. table.concat(left, "; "))
   end)

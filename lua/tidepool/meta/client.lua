@@ -178,6 +178,7 @@
 ---@field running integer
 ---@field cgroups "v2"|"hybrid"
 ---@field unenforced string[]
+---@field storage { driver: "pool"|"btrfs"|"overlay", why: string }
 ---@field egress { number: integer, key: string?, sandboxes: integer, pid: integer?, problem: string? }[]
 
 ---@class tidepool.ImageInfo

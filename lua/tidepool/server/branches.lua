@@ -167,7 +167,7 @@ local function fork_sandbox(sandbox, params)
     if sandbox.destroyed then
       return nil, "sandbox was destroyed: " .. sandbox.name, "ENOSANDBOX"
     end
-    return server.storage:stage_snapshot(sandbox.root, snapshots.group(sandbox))
+    return server.storage:stage_snapshot(sandbox.root, snapshots.group(sandbox), sandbox.state == "stopped")
   end)
   if not stage then
     return nil, message, code

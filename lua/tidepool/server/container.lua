@@ -156,13 +156,17 @@ local function mounting(spec)
   return { { "tree", slot.root, spec.root, "nodev" } }, { { "idmap", slot.root } }
 end
 
---- The plan for `spec`, see container.start; for specs that look at it or break it.
+--- The plan for `spec`, see container.start; for specs that look at it or break it. nil, message, code when
+-- the storage can't mount its files.
 function container.plan(spec)
   local base, count = spec.range.base, spec.range.count
   local limits = spec.limits or {}
   local cgroup = require("tidepool.server.cgroup")
   local create, join = cgroup.steps(spec.cgroups, spec.cgroup, base, limits)
-  local before, mapped = mounting(spec)
+  local before, mapped, code = mounting(spec)
+  if not before then
+    return nil, mapped, code
+  end
   local plan = {}
   append(plan, create)
   append(plan, {
@@ -224,7 +228,11 @@ end
 -- shut, and the caller's to close (steering.lua).
 function container.start(pool, spec)
   local way = spec.steer or steering.mode()
-  local answer, message, code = pool:execute(container.plan(spec))
+  local plan, message, code = container.plan(spec)
+  local answer
+  if plan then
+    answer, message, code = pool:execute(plan)
+  end
   if not answer then
     return nil, message, code
   end

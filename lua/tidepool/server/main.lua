@@ -47,6 +47,12 @@ function Server:info()
   for _ in pairs(self.sandboxes) do
     total = total + 1
   end
+  local unenforced = {}
+  for _, reasons in ipairs({ self.cgroups.unenforced or {}, self.storage.unenforced }) do
+    for _, reason in ipairs(reasons) do
+      unenforced[#unenforced + 1] = reason
+    end
+  end
   return {
     pid = uv.os_getpid(),
     version = main.VERSION,
@@ -58,7 +64,8 @@ function Server:info()
     sandboxes = total,
     running = running,
     cgroups = self.cgroups.mode,
-    unenforced = self.cgroups.unenforced or {},
+    unenforced = unenforced,
+    storage = { driver = self.storage.kind, why = self.storage.why },
     egress = self.egress:list(),
   }
 end

@@ -187,7 +187,8 @@ local function take(self, sandbox, params)
   end
   step("snapshot_recorded")
   local pause
-  pause, message, code = self.server.storage:snapshot(sandbox.root, record.id, snapshots.group(sandbox))
+  pause, message, code = self.server.storage:snapshot(sandbox.root, record.id, snapshots.group(sandbox),
+    sandbox.state == "stopped")
   step("snapshot_made")
   if not pause then
     self:abort(record)
@@ -271,17 +272,25 @@ function Snapshots:diff(from, to)
   if not ours then
     return nil, theirs, code
   end
+  local command, done
+  command, done, code = self.server.storage:diff(self.server.tools, old.place, new.place)
+  if not command then
+    ours:close()
+    theirs:close()
+    return nil, done, code
+  end
   local handle, why, why_code
-  local command = self.server.storage:diff(self.server.tools, old.place, new.place)
   handle, why, why_code = uv.spawn(table.remove(command, 1), {
     args = command,
     stdio = { nil, theirs:number(), 2 },
     detached = true,
   }, async.guarded(function()
     handle:close()
+    done()
   end))
   theirs:close()
   if not handle then
+    done()
     ours:close()
     return nil, "tidepool-diff: " .. tostring(why), why_code
   end

@@ -165,6 +165,40 @@ describe("a spawner", function()
     assert.equal("EINVAL", code("/top"))
   end))
 
+  it("mounts layers one over the other, for ids of a range, and leaves nothing of it when a step fails", task(function()
+    local layers, point = directory .. "/layers", directory .. "/point"
+    local function overlay(data)
+      return { "overlay", 0, layers, directory .. "/mounts", data, 0x71000000 }
+    end
+    assert(pool:execute({
+      { "mkdir", layers, 448 }, { "mkdir", directory .. "/mounts", 448 }, { "mkdir", point, 448 },
+      { "mkdir", layers .. "/1", 493 }, { "mkdir", layers .. "/2", 493 }, { "mkdir", layers .. "/2.w", 448 },
+      { "file", layers .. "/1/below", 420, "below" },
+    }))
+    local before = spawner_fds()
+    assert(pool:execute({ overlay("lowerdir=1,upperdir=2,workdir=2.w"), { "attach", 0, point } }))
+    assert.equal("below", support.read(point .. "/below"))
+    local stat = uv.fs_stat(point .. "/below")
+    assert.equal(0x71000000, stat.uid)
+    assert.equal(0x71000000, stat.gid)
+    assert(uv.fs_chmod(point .. "/below", 384))
+    assert.equal(384, uv.fs_stat(layers .. "/2/below").mode % 512)
+    assert.equal(0, uv.fs_stat(layers .. "/2/below").uid)
+    assert.equal(420, uv.fs_stat(layers .. "/1/below").mode % 512)
+    assert(pool:execute({ { "umount", point } }))
+
+    local _, message, code = pool:execute({ overlay("lowerdir=no-such-layer,upperdir=2,workdir=2.w") })
+    assert.matches("^plan step 1: mount an overlay of lowerdir=no%-such%-layer", message)
+    assert.equal("ENOENT", code)
+    assert.equal("ENOENT", select(3, pool:execute({
+      overlay("lowerdir=1,upperdir=2,workdir=2.w"), { "attach", 0, point }, { "open", 1, "/no/such/file" },
+    })))
+    assert.equal("EBADF", select(3, pool:execute({ { "attach", 0, point } })))
+    assert.equal(before, spawner_fds())
+    assert.is_nil(support.read("/proc/self/mountinfo"):find(directory, 1, true))
+    assert.same({}, support.names(directory .. "/mounts"))
+  end))
+
   it("refuses bytes that are no plan", task(function()
     assert.equal("EBADMSG", select(3, pool:execute("garbage")))
     assert.equal("EINVAL", select(3, pool:execute({ { "fly" } })))

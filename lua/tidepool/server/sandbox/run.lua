@@ -200,7 +200,7 @@ function run.start(self)
     name = self.name,
     hostname = self.name,
     mounting = function(slot)
-      return server.storage:mounting(self.root, slot)
+      return server.storage:mounting(self.root, slot, base)
     end,
     range = { base = base, count = 65536 },
     cgroups = server.cgroups,

@@ -16,36 +16,55 @@ end
 
 --- What there is to do once the file system is mounted.
 function btrfs.begin(self)
-  if self.on_btrfs then
+  if self.kind == "btrfs" then
     self.unenforced[1] = "disk limit: the state directory is on a btrfs of the host's, whose quotas are left alone"
-    return
+    return self.spawners:execute({ { "replace", self:join("storage"), 384, "btrfs\n" } }) -- see choice.lua
   end
   local ok, message = self.spawners:execute({ { "quota", self.directory } })
   self.quota = ok ~= nil
   if not ok then
     self.unenforced[1] = "disk limit: no simple quotas, Linux 6.7 has them (" .. message .. ")"
   end
+  return true
 end
 
---- Steps that make a place with an empty root; undone together when one fails.
-function btrfs.make(_, place)
-  return { { "mkdir", place, 448 }, { "subvolume", place, "root" } }
+--- Makes a place with an empty root: true | nil, message, code.
+function btrfs.make(self, place)
+  local ok, message, code = self.spawners:execute({ { "mkdir", place, 448 }, { "subvolume", place, "root" } })
+  return ok and true, message, code
 end
 
---- Steps that make a place with a copy of another's root.
-function btrfs.copy(_, source, place, readonly)
+local function copy_steps(source, place, readonly)
   return { { "mkdir", place, 448 }, { "snapshot", root(source), place, "root", readonly and 1 or 0 } }
 end
 
---- Steps that make several writable copies, a list of { source, target }; undone together when one fails.
--- The snapshots stand side by side: the spawner takes them at once.
-function btrfs.copies(_, list)
+--- Makes a place with a copy of another's root: true | nil, message, code.
+function btrfs.copy(self, source, place, readonly)
+  local ok, message, code = self.spawners:execute(copy_steps(source, place, readonly))
+  return ok and true, message, code
+end
+
+--- Makes several writable copies, a list of { source, target }, or none: true | nil, message, code. The
+-- snapshots stand side by side: the spawner takes them at once.
+function btrfs.copies(self, list)
   local plan = {}
   for i, one in ipairs(list) do
     plan[i] = { "mkdir", one.target, 448 }
     plan[#list + i] = { "snapshot", root(one.source), one.target, "root", 0 }
   end
-  return plan
+  local ok, message, code = self.spawners:execute(plan)
+  return ok and true, message, code
+end
+
+--- Makes a place with a writable copy, ahead of its use and in the background. `paths`: the files of it
+-- that will be read first, and are read into the page cache, those that it has.
+function btrfs.prepare(self, source, place, paths)
+  local plan = copy_steps(source, place, false)
+  for _, path in ipairs(paths) do
+    plan[#plan + 1] = { "prefetch?", root(place), path }
+  end
+  local ok, message, code = self.spawners:execute(plan, nil, true)
+  return ok and true, message, code
 end
 
 --- Steps that make a root read-only, whole on disk.
@@ -62,7 +81,7 @@ end
 --- A read-only copy of files that may be in use, and how long the group stood still, in seconds. What was
 -- dirty is written before the freeze, so that little is left to flush within it.
 function btrfs.take(self, source, place, group)
-  local plan = btrfs.copy(self, source, place, true)
+  local plan = copy_steps(source, place, true)
   if group then
     local synced, message, code = self.spawners:execute({ { "sync", self.directory } }, nil, true)
     if not synced then
@@ -94,15 +113,6 @@ function btrfs.mounting(_, place, slot)
   return { { "tree", slot, root(place), "nodev" } }, { { "idmap", slot } }
 end
 
---- Steps that read files of a root into the page cache, those that it has.
-function btrfs.prefetch(_, place, paths)
-  local plan = {}
-  for i, path in ipairs(paths) do
-    plan[i] = { "prefetch?", root(place), path }
-  end
-  return plan
-end
-
 --- See Storage:usage.
 function btrfs.usage(self, place)
   if not self.quota then
@@ -131,7 +141,7 @@ end
 
 --- See Storage:diff.
 function btrfs.diff(_, tools, from, to)
-  return { tools .. "/tidepool-diff", root(from), root(to) }
+  return { tools .. "/tidepool-diff", root(from), root(to) }, function() end
 end
 
 return btrfs

@@ -63,7 +63,7 @@ function Growing:begin(done, below, base)
   if below then
     ok, message, code = self.storage:copy(below, self.work, false)
   else
-    ok, message, code = self.storage.spawners:execute(self.storage.driver.make(self.storage, self.work))
+    ok, message, code = self.storage.driver.make(self.storage, self.work)
   end
   if not ok then
     return nil, message, code

@@ -14,7 +14,7 @@ images.methods = methods
 --- A new, writable root for an image to be: { path =, id =, place = } | nil, message, code.
 function methods.stage_image(self, name)
   local place = self:staging_place(name)
-  local ok, message, code = self.spawners:execute(self.driver.make(self, place))
+  local ok, message, code = self.driver.make(self, place)
   if not ok then
     return nil, message, code
   end

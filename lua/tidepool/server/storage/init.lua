@@ -5,7 +5,8 @@
 --   init    opens a state directory's storage; sandboxes' files and snapshots    images  images
 --   pool    the image file: made, mounted, its room                              warm    roots made ahead
 --   btrfs   the driver: how a root is made, copied, read, deleted                trash   deleting, sweeping
---   growing imports, whose files grow layer by layer            together  copies made at once
+--   overlay the driver for hosts without it; layers    what it is made of        growing imports, layer by layer
+--   choice  which driver, and why                                             together  copies made at once
 -- Below the storage's directory, which is <state>/pool:
 --   images/NAME   a read-only root            sandboxes/ID    a writable copy of one
 --   staging/ANY   one that is being made      snapshots/ID    a read-only copy of a sandbox's
@@ -15,7 +16,7 @@
 -- so that one rename is all or nothing. Callers get places from here, hand them back, and look into
 -- none: the files are seen through a `view`, and a sandbox gets them by `mounting`.
 local uv = require("luv")
-local btrfs = require("tidepool.server.storage.btrfs")
+local choice = require("tidepool.server.storage.choice")
 local pool = require("tidepool.server.storage.pool")
 local random = require("tidepool.random")
 local together = require("tidepool.server.storage.together")
@@ -25,6 +26,8 @@ local warm = require("tidepool.server.storage.warm")
 local storage = {}
 
 local BTRFS = 0x9123683E
+local drivers = { pool = require("tidepool.server.storage.btrfs") }
+drivers.btrfs, drivers.overlay = drivers.pool, require("tidepool.server.storage.overlay")
 local directories = { "images", "sandboxes", "staging", "snapshots", "warm", "trash" }
 
 --- Roots made ahead of need for each image: a copy takes milliseconds, a rename does not.
@@ -42,7 +45,7 @@ end
 
 --- Opens the storage of a state directory. options: state; spawners, if they run already (else call
 -- `use` before anything else); size, bytes of a new pool's image (it is sparse; most of the free space
--- unless given).
+-- unless given); kind, the driver of a new one, else TIDEPOOL_STORAGE, else what the machine can.
 -- Returns it | nil, message, code.
 function storage.open(options)
   local self = setmetatable({
@@ -50,7 +53,6 @@ function storage.open(options)
     directory = options.state .. "/pool",
     image = options.state .. "/pool.img",
     size = options.size,
-    driver = btrfs,
     warm = {}, -- image -> list of places
     warm_count = storage.WARM,
     refilling = {},
@@ -60,8 +62,12 @@ function storage.open(options)
   if not stat then
     return nil, message, code
   end
-  self.on_btrfs = stat.type == BTRFS
-  if not self.on_btrfs and not uv.fs_stat(self.image) then
+  self.kind, self.why, code = choice.pick(options.state, stat.type == BTRFS, options.kind or os.getenv("TIDEPOOL_STORAGE"))
+  if not self.kind then
+    return nil, self.why, code
+  end
+  self.driver = drivers[self.kind]
+  if self.kind == "pool" and not uv.fs_stat(self.image) then
     local ok
     ok, message, code = pool.make(self.image, options.state, self.size)
     if not ok then
@@ -83,7 +89,7 @@ end
 function Storage:use(spawners)
   self.spawners = spawners
   local plan = { { "ensure", self.directory, 448 } }
-  if not self.on_btrfs then
+  if self.kind == "pool" then
     plan[2] = pool.mount(self.image, self.directory)
   end
   for _, name in ipairs(directories) do
@@ -93,7 +99,10 @@ function Storage:use(spawners)
   if not ok then
     return nil, "open the pool: " .. message, code
   end
-  self.driver.begin(self)
+  ok, message, code = self.driver.begin(self)
+  if not ok then
+    return nil, "open the storage: " .. message, code
+  end
   return true
 end
 
@@ -107,10 +116,8 @@ end
 function Storage:room()
   if not uv.fs_statfs(self.state) or not uv.fs_stat(self:join("sandboxes")) then
     return nil, ("the state directory %s was removed: save what the sandboxes hold, then `shutdown`"):format(self.state), "ESTALE"
-  elseif self.on_btrfs then
-    return true
   end
-  return pool.room(self.state, self.directory)
+  return pool.room(self)
 end
 
 -- Places ------------------------------------------------------------------------------------------------
@@ -162,13 +169,14 @@ function Storage:pin(place, base)
   end }
 end
 
---- The steps of a plan by which a sandbox gets its files as the tree in `slot` (container.lua): those before its
--- clone, and those after its ids are mapped. Returns two lists.
-function Storage:mounting(id, slot)
-  return self.driver.mounting(self, self:sandbox_place(id), slot)
+--- The steps of a plan by which a sandbox gets its files as the tree in `slot` (container.lua), for ids from
+-- `base` on: those before its clone, and those after its ids are mapped. Two lists | nil, message, code.
+function Storage:mounting(id, slot, base)
+  return self.driver.mounting(self, self:sandbox_place(id), slot, base)
 end
 
---- The command that tells what differs between two places (core/diff/main.c), a list of words.
+--- The command that tells what differs between two places (core/diff/main.c), a list of words, and a
+-- function to call when it has ended | nil, message, code.
 function Storage:diff(tools, from, to)
   return self.driver.diff(self, tools, from, to)
 end
@@ -183,8 +191,7 @@ end
 
 --- Copies a place to another, new one, at no cost: true | nil, message, code, with nothing made.
 function Storage:copy(source, target, readonly)
-  local ok, message, code = self.spawners:execute(self.driver.copy(self, source, target, readonly))
-  return ok and true or nil, message, code
+  return self.driver.copy(self, source, target, readonly)
 end
 
 --- Makes the files of a sandbox from an image: true | nil, message, code. "ENOENT": no such image,
@@ -219,15 +226,16 @@ function Storage:delete(id)
 end
 
 --- A read-only copy of a sandbox's files under a name. `group`: the cgroup of one that runs, which is frozen
--- for that moment. Returns for how many seconds it was | nil, message, code.
-function Storage:snapshot(id, name, group)
-  return self.driver.take(self, self:sandbox_place(id), self:snapshot_place(name), group)
+-- for that moment. `idle`: nobody has the files mounted, or will before this returns.
+-- Returns for how many seconds the group stood still | nil, message, code.
+function Storage:snapshot(id, name, group, idle)
+  return self.driver.take(self, self:sandbox_place(id), self:snapshot_place(name), group, idle)
 end
 
 --- The same for a moment only, for others to be made from: its place | nil, message, code.
-function Storage:stage_snapshot(id, group)
+function Storage:stage_snapshot(id, group, idle)
   local place = self:staging_place("snapshot")
-  local taken, message, code = self.driver.take(self, self:sandbox_place(id), place, group)
+  local taken, message, code = self.driver.take(self, self:sandbox_place(id), place, group, idle)
   if not taken then
     return nil, message, code
   end
@@ -258,7 +266,7 @@ end
 --- Unmounts the pool from this server's namespace; sandboxes keep their own mounts of it.
 function Storage:close()
   self.closed = true
-  if self.on_btrfs then
+  if self.kind ~= "pool" then
     return true
   end
   local ok, message, code = self.spawners:execute({ { "umount", self.directory } })

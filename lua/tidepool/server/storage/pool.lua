@@ -71,20 +71,33 @@ function pool.mount(image, directory)
   return { "pool", image, directory }
 end
 
---- Whether the disk below the pool has room for something new: a pool that can't grow gets write errors
--- and turns read-only, with all sandboxes. true | nil, message, "ENOSPC" or "EROFS".
-function pool.room(state, directory)
-  local stat = uv.fs_statfs(state)
-  local free = stat and stat.bavail * stat.bsize or 0
-  if free < ROOM then
-    return nil, ("the disk of %s is full: %d MiB are free"):format(state, free / MiB), "ENOSPC"
-  end
+-- Whether the file system that is mounted at, or above, this path is read-only.
+local function read_only(path)
+  local longest, options = 0, nil
   for line in io.lines("/proc/self/mountinfo") do
-    local point, options = line:match("^%S+ %S+ %S+ %S+ (%S+) .- %- btrfs %S+ (%S+)$")
-    if point == directory and options:match("^ro%f[,%z]") then
-      return nil, "the pool has turned read-only after a write error, most likely since the disk was full: "
-        .. "make room, stop all sandboxes, then `shutdown`; the next start mounts it anew", "EROFS"
+    local point, mount, super = line:match("^%S+ %S+ %S+ %S+ (%S+) (%S+) .*%- %S+ %S+ (%S+)$")
+    local above = point and (point == path or point == "/" or path:sub(1, #point + 1) == point .. "/")
+    if above and #point >= longest then -- of two at one point the later is the upper
+      longest, options = #point, mount .. "," .. super
     end
+  end
+  return options and ("," .. options .. ","):find(",ro,", 1, true) ~= nil
+end
+
+local function free(path)
+  local stat = uv.fs_statfs(path)
+  return stat and stat.bavail * stat.bsize or 0
+end
+
+--- Whether there is room for something new, on the disk below and in the pool itself: a pool that can't grow
+-- gets write errors and turns read-only, with all sandboxes. true | nil, message, "ENOSPC" or "EROFS".
+function pool.room(self)
+  if free(self.state) < ROOM then
+    return nil, ("the disk of %s is full: %d MiB are free"):format(self.state, free(self.state) / MiB), "ENOSPC"
+  elseif read_only(self.directory) then
+    return nil, self.kind ~= "pool" and ("the disk of %s is read-only"):format(self.state)
+      or "the pool has turned read-only after a write error, most likely since the disk was full: "
+        .. "make room, stop all sandboxes, then `shutdown`; the next start mounts it anew", "EROFS"
   end
   return true
 end

@@ -9,7 +9,7 @@ local MOST = 64 -- copies a plan
 
 -- One plan makes all or none; why one of several can't be made is found by making each alone.
 local function make(self, requests)
-  local ok, message, code = self.spawners:execute(self.driver.copies(self, requests))
+  local ok, message, code = self.driver.copies(self, requests)
   if ok or #requests == 1 or code == "ECONNRESET" then
     for _, request in ipairs(requests) do
       request.made(ok and true or nil, message, code)
@@ -32,6 +32,9 @@ end
 --- Copies a place to another, new one, with others that are asked for now: true | nil, message, code, with
 --- nothing made.
 function together.copy(self, source, target)
+  if not self.driver.copies then
+    return self:copy(source, target, false)
+  end
   return async.wait(function(wake)
     if not self.copying then
       self.copying = {}

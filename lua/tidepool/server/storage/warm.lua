@@ -37,13 +37,8 @@ end
 local function refill_one(self, image, generation)
   local parent = self:join("warm", image)
   local place = parent .. "/" .. random.hex(6)
-  local plan = { { "ensure", parent, 448 } }
-  for _, steps in ipairs({ self.driver.copy(self, self:image_place(image), place, false), self.driver.prefetch(self, place, hot) }) do
-    for _, step in ipairs(steps) do
-      plan[#plan + 1] = step
-    end
-  end
-  local ok = self.spawners:execute(plan, nil, true)
+  local ok = self.spawners:execute({ { "ensure", parent, 448 } })
+    and self.driver.prepare(self, self:image_place(image), place, hot)
   if ok and self.warm[image] == generation then
     generation[#generation + 1] = place
   elseif ok then
