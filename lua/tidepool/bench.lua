@@ -12,7 +12,7 @@ local paths = require("tidepool.paths")
 local bench = {}
 
 -- In the order in which they run; spec/bench/FILE.lua returns one or a list of them.
-local FILES = { "create", "exec", "output", "files", "idle", "egress", "snapshot", "archive" }
+local FILES = { "create", "exec", "output", "files", "idle", "egress", "snapshot", "sleep", "archive", "story" }
 local NAMES = {
   create_first_exit = "create", exec_true = "exec", output_20mb = "output",
   file_write = "files", file_read = "files", idle_memory = "idle", create_rate = "idle",
@@ -24,8 +24,9 @@ local NAMES = {
   snapshot_pause_small = "snapshot", snapshot_total_small = "snapshot", restore_first_exec_small = "snapshot",
   fork_1_small = "snapshot", fork_8_small = "snapshot", fork_100_small = "snapshot", snapshot_pause_big = "snapshot",
   snapshot_total_big = "snapshot", restore_first_exec_big = "snapshot", fork_1_big = "snapshot", fork_8_big = "snapshot",
-  fork_100_big = "snapshot", freeze = "snapshot", wake = "snapshot", thaw_first_exec = "snapshot", snapshot = "snapshot",
+  fork_100_big = "snapshot", snapshot = "snapshot", freeze = "sleep", wake = "sleep", thaw_first_exec = "sleep", sleep = "sleep",
   export_rate = "archive", import_rate = "archive", archive = "archive",
+  story_restore = "story", story_ratio = "story", story = "story",
 }
 
 local PEERS = { "bwrap", "crun", "runc", "podman" }

@@ -62,12 +62,13 @@ function Peers:id()
   return ("tpbench-%d-%d"):format(require("luv").os_getpid(), self.number)
 end
 
--- The command without its verb.
-function Peers:command(name)
+-- The command without its verb. driver: podman's for storage; its images have another than its containers
+-- of a directory.
+function Peers:command(name, driver)
   local path, directory = self.found[name], self.context.directory
   if name == "podman" then
     return append(self.prefix, { path, "--root", directory .. "/podman/root", "--runroot", directory .. "/podman/run",
-      "--storage-driver", "vfs", "--cgroup-manager", "cgroupfs", "--events-backend", "none" })
+      "--storage-driver", driver or "vfs", "--cgroup-manager", "cgroupfs", "--events-backend", "none" })
   elseif name == "bwrap" then
     return { path }
   end

@@ -1,14 +1,18 @@
--- Snapshots, restores and forks of a small disk and of one of 200,000 files, 5 GB, beside a copy that
--- shares blocks (cp --reflink, on the same pool) and tar piped into zstd; then freezing and waking.
+-- Snapshots, restores and forks of a small disk and of one of 200,000 files, 5 GB, which is filled once a run
+-- and deleted after it. Beside: a copy that shares blocks (cp --reflink, on the same pool), tar piped into
+-- zstd, and podman's commit and run. TIDEPOOL_BENCH_COPIES=10 makes the large one a tenth of that.
+local podman = require("spec.bench.podman")
 
 -- 2,000 files of 24 KB, a hundred times: one process writes them.
 local FILL = [[
-cd /workspace && mkdir one && i=0
+mkdir -p /workspace && cd /workspace && mkdir one && i=0
 while [ $i -lt 2000 ]; do head -c 24000 /dev/urandom >one/$i; i=$((i+1)); done
 i=1; while [ $i -lt %d ]; do cp -r one copy-$i; i=$((i+1)); done; sync
 ]]
 local COPIES = tonumber(os.getenv("TIDEPOOL_BENCH_COPIES")) or 100
-local PEERS = { "cp --reflink", "tar, zstd -T0" }
+local CP, TAR, PODMAN = "cp --reflink", "tar, zstd -T0", "podman"
+local PEERS = { CP, TAR, PODMAN }
+local PEER_ROUNDS = { small = 5, big = 1 }
 
 -- Where the server sees its pool, and there the files of the sandbox of this name.
 local function files_of(context, name)
@@ -18,29 +22,65 @@ local function files_of(context, name)
   return pool, ("%s/sandboxes/%d/root"):format(pool, id)
 end
 
--- What the peers need for the same files: to keep them, and to have them back.
-local function peers_of(context, name)
-  local bench = context.bench
-  local pool, root = files_of(context, name)
-  local copy, archive = pool .. "/staging/bench", context.directory .. "/snapshot.tar.zst"
+-- One round of what the peers need for the same files: to keep them, and to have them back.
+local function peers_round(context, root, copy, archive, boxes)
   local function program(script, ...)
-    return assert(bench.program({ "sh", "-ec", script, "sh", ... }, { limit = 600 }))
+    return assert(context.bench.program({ "sh", "-ec", script, "sh", ... }, { limit = 900 }))
   end
   local kept = {
-    ["cp --reflink"] = { median = program('cp -a --reflink=always "$1" "$2"', root, copy) },
-    ["tar, zstd -T0"] = { median = program('tar -C "$1" -cf - . | zstd -q -T0 -3 -c >"$2"', root, archive) },
+    [CP] = program('cp -a --reflink=always "$1" "$2"', root, copy),
+    [TAR] = program('tar -C "$1" -cf - . | zstd -q -T0 -3 -c >"$2"', root, archive),
+    [PODMAN] = boxes and boxes:keep(),
   }
   local back = {
-    ["cp --reflink"] = { median = program('cp -a --reflink=always "$1" "$1.back"', copy) },
-    ["tar, zstd -T0"] = { median = program('mkdir "$2" && zstd -q -dc "$1" | tar -C "$2" -xpf -', archive, copy .. ".tar") },
+    [CP] = program('cp -a --reflink=always "$1" "$1.back"', copy),
+    [TAR] = program('mkdir "$2" && zstd -q -dc "$1" | tar -C "$2" -xpf -', archive, copy .. ".tar"),
+    [PODMAN] = boxes and boxes:back(),
   }
   program('rm -rf "$1" "$1.back" "$1.tar" "$2"', copy, archive)
-  for _, group in ipairs({ kept, back }) do
-    for _, one in pairs(group) do
-      one.p99 = one.median
-    end
+  if boxes then
+    boxes:forget()
   end
   return kept, back
+end
+
+-- Their statistics: keeping; having back; both, which is what a fork is to them but to a live copy.
+local function peers_of(context, name, size)
+  local pool, root = files_of(context, name)
+  local boxes, message = podman.start(context)
+  if not boxes then
+    io.stderr:write("  podman is left out: ", message, "\n")
+  end
+  local samples = { kept = {}, back = {}, both = {} }
+  local function add(group, peer, value)
+    samples[group][peer] = samples[group][peer] or {}
+    table.insert(samples[group][peer], value)
+  end
+  local ok, failure = pcall(function()
+    if boxes and size == "big" then
+      boxes:fill(FILL:format(COPIES))
+    end
+    for _ = 1, PEER_ROUNDS[size] do
+      local kept, back = peers_round(context, root, pool .. "/staging/bench", context.directory .. "/snapshot.tar.zst", boxes)
+      for _, peer in ipairs(PEERS) do
+        if kept[peer] then
+          add("kept", peer, kept[peer])
+          add("back", peer, back[peer])
+          add("both", peer, peer == CP and kept[peer] or kept[peer] + back[peer])
+        end
+      end
+    end
+  end)
+  if boxes then
+    boxes:close()
+  end
+  assert(ok, failure)
+  for _, group in pairs(samples) do
+    for peer, list in pairs(group) do
+      group[peer] = context.bench.statistics(list)
+    end
+  end
+  return samples
 end
 
 -- Samples of one disk, all taken when the first of its measurements is asked for.
@@ -77,7 +117,7 @@ local function disk(context, size, rounds)
         end)())
       end
     end
-    found.kept, found.back = peers_of(context, name)
+    found.peers = peers_of(context, name, size)
     for i = 1, rounds do
       assert(sandbox.snapshot.rm(name .. "@s-" .. i))
     end
@@ -112,47 +152,11 @@ local function of_disk(bench, size, samples)
   end
   return {
     row(bench, "snapshot_pause_" .. size, 15, field("pause")),
-    row(bench, "snapshot_total_" .. size, nil, field("total"), field("kept")),
-    row(bench, "restore_first_exec_" .. size, 50, field("restore"), field("back")),
-    row(bench, "fork_1_" .. size, nil, field("fork", 1)),
+    row(bench, "snapshot_total_" .. size, nil, field("total"), field("peers", "kept")),
+    row(bench, "restore_first_exec_" .. size, 50, field("restore"), field("peers", "back")),
+    row(bench, "fork_1_" .. size, nil, field("fork", 1), field("peers", "both")),
     row(bench, "fork_8_" .. size, 50, field("fork", 8)),
     row(bench, "fork_100_" .. size, nil, field("fork", 100)),
-  }
-end
-
--- Freezing, and from frozen to the end of a first command less what that takes awake.
-local function sleep(context)
-  local sandbox, bench = context.sandbox, context.bench
-  local box
-  local function begin()
-    box = box or assert(sandbox.create("sleeper", context.options))
-    assert(box:exec({ "true" }))
-    return box
-  end
-  local function samples(fn)
-    return function()
-      begin()
-      local list = {}
-      for i = 1, 100 do
-        list[i] = fn()
-      end
-      return { ours = bench.statistics(list), peers = {} }
-    end
-  end
-  return {
-    { name = "freeze", unit = "ms", measure = samples(function()
-      local took = bench.time(function() return box:freeze() end)
-      assert(box:wake())
-      return took
-    end) },
-    { name = "wake", unit = "ms", measure = samples(function()
-      assert(box:freeze())
-      return bench.time(function() return box:wake() end)
-    end) },
-    { name = "thaw_first_exec", unit = "ms", goal = 3, measure = samples(function()
-      assert(box:freeze())
-      return bench.time(function() return box:exec({ "true" }) end)
-    end) },
   }
 end
 
@@ -163,12 +167,9 @@ return function(context)
       list[#list + 1] = one
     end
   end
-  for _, one in ipairs(sleep(context)) do
-    list[#list + 1] = one
-  end
   function list.close()
     for _, info in ipairs(assert(context.sandbox.ls())) do
-      if info.name == "sleeper" or info.name:find("^disk%-") then
+      if info.name:find("^disk%-") then
         context.sandbox.get(info.name):destroy()
       end
     end
