@@ -28,8 +28,8 @@ function podman.start(context)
   if not context.found.podman then
     return nil, "podman isn't installed"
   end
-  -- A path of its own: a store is of one driver.
-  local directory = context.directory .. "/podman-images"
+  -- A path of its own, since a store is of one driver; a short one: podman takes 50 characters.
+  local directory = context.directory .. "/kept"
   local peers = setmetatable({ context = { directory = directory }, prefix = context.peers.prefix, found = context.found },
     getmetatable(context.peers))
   local self = setmetatable({ bench = context.bench, command = peers:command("podman", "overlay"), directory = directory }, Podman)
