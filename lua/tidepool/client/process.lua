@@ -122,7 +122,14 @@ function Process:connect(options)
   end)
 end
 
---- Keeps a connection for write, read, resize, expect. A second call replaces the first.
+-- Where the connection begins to read, in bytes of output.
+local function beginning(options, described)
+  local offset = options.offset or 0
+  return offset < 0 and math.max(0, (described.output or 0) + offset) or offset
+end
+
+--- Keeps a connection for write, read, resize, expect. A second call replaces the first. One that breaks, since
+--- the sandbox was captured or slept, is made again where it was.
 ---@param options? table as of connect
 ---@return true?
 ---@return string? message
@@ -134,7 +141,8 @@ function Process:attach(options)
       return nil, message, code
     end
     self:detach()
-    self.connection = connection
+    self.connection, self.options = connection, options or {}
+    self.offset = beginning(self.options, message)
     self.pending = ""
     return true
   end)
@@ -148,6 +156,20 @@ function Process:detach()
   end
 end
 Process.close = Process.detach
+
+-- Makes a connection that broke anew: it | nil, message, code.
+local function connect_again(self)
+  local options = self.options or {}
+  local connection, message, code = self:connect({
+    offset = self.offset, input = options.input, lossless = options.lossless, follow = options.follow,
+  })
+  if not connection then
+    return nil, message, code
+  end
+  self.connection:close()
+  self.connection = connection
+  return connection
+end
 
 local function attached(self)
   return async.within(function()
@@ -175,10 +197,30 @@ local function on_connection(method)
   end
 end
 
+local AGAIN = 3 -- times that a connection is made anew without anything coming through
+
 --- Writes to its stdin or terminal, waiting while it doesn't read.
----@type fun(self: tidepool.Process, bytes: string): true?, string?, string?
---- code: "EPIPE" (nothing reads it any more)
-Process.write = on_connection("write")
+---@param bytes string
+---@return true?
+---@return string? message
+---@return string? code "EPIPE" (nothing reads it any more)
+function Process:write(bytes)
+  return async.within(function()
+    local connection, message, code = attached(self)
+    for try = 1, AGAIN do
+      if not connection then
+        return nil, message, code
+      end
+      local ok, taken
+      ok, message, code, taken = connection:write(bytes)
+      if ok or not taken or try == AGAIN then
+        return ok, message, code
+      end
+      bytes = bytes:sub(taken + 1)
+      connection, message, code = connect_again(self)
+    end
+  end)
+end
 --- Ends its stdin.
 ---@type fun(self: tidepool.Process): true?, string?, string?
 Process.eof = on_connection("eof")
@@ -197,12 +239,23 @@ function Process:read(timeout)
     if not connection then
       return nil, message, code
     end
+    local tries = 0
     while true do
       local frame
       frame, message, code = connection:read(timeout)
       if not frame then
-        return nil, message, code
+        tries = tries + 1
+        if code ~= "EPIPE" or tries > AGAIN then
+          return nil, message, code
+        end
+        connection, message, code = connect_again(self)
+        if not connection then
+          return nil, message, code
+        end
+      elseif frame.type == "lost" then
+        self.offset = frame.offset + frame.count
       elseif frame.type == "data" then
+        self.offset = frame.offset + #frame.bytes
         return frame.bytes, frame.stream == 2 and "stderr" or "stdout"
       elseif frame.type == "exit" or frame.type == "end" then
         return nil, "process has ended", "EPIPE"

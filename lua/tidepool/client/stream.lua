@@ -147,6 +147,7 @@ end
 ---@return true?
 ---@return string? message
 ---@return string? code "EPIPE": nothing reads it any more
+---@return integer? taken of a connection that broke: how many bytes it had taken
 function Stream:write(bytes)
   return self.writers:with(function()
     local offset = 0
@@ -166,7 +167,7 @@ function Stream:write(bytes)
           return nil, message, code
         end
       else
-        return nil, message, code
+        return nil, message, code, offset
       end
     end
     return true
