@@ -1,21 +1,25 @@
-/* The hook of a restore: see hook.h. Root, started by CRIU. */
+/* The hook of a dump or restore: see hook.h. Root, started by CRIU. */
 #include "hook.h"
 
 #include <errno.h>
 #include <fcntl.h>
+#include <linux/random.h>
 #include <poll.h>
 #include <sched.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/ioctl.h>
 #include <sys/mount.h>
 #include <sys/socket.h>
+#include <sys/stat.h>
 #include <sys/un.h>
 #include <unistd.h>
 
 #include "../channel.h"
 #include "../init/protocol.h"
 #include "../scope.h"
+#include "../spawn.h"
 
 #define PATIENCE 20000 /* ms; the server steers the network meanwhile */
 
@@ -35,7 +39,13 @@ static int reach(const char *path, struct tp_error *err) {
   return fd;
 }
 
-static int ask(struct tp_channel *channel, const char *text, struct tp_error *err) {
+/* What the server wants to be done inside: the bytes of a plan, none when length is 0. */
+struct wish {
+  uint8_t *bytes;
+  size_t length;
+};
+
+static int ask(struct tp_channel *channel, const char *text, struct wish *wish, struct tp_error *err) {
   if (tp_channel_send(channel, text, strlen(text), NULL, 0, err) < 0)
     return -1;
   struct tp_frame frame;
@@ -48,17 +58,52 @@ static int ask(struct tp_channel *channel, const char *text, struct tp_error *er
   }
   if (got < 0)
     return -1;
-  bool agreed = frame.length == 2 && memcmp(frame.payload, "ok", 2) == 0;
-  return agreed ? 0 : tp_fail(err, ECANCELED, "the server refuses");
+  if (frame.length < 2 || memcmp(frame.payload, "ok", 2) != 0)
+    return tp_fail(err, ECANCELED, "the server refuses");
+  wish->length = frame.length - 2;
+  wish->bytes = malloc(wish->length + 1);
+  if (!wish->bytes)
+    return tp_fail(err, ENOMEM, "keep the server's answer");
+  memcpy(wish->bytes, (const uint8_t *)frame.payload + 2, wish->length);
+  return 0;
 }
 
-/* init's directory had to be writable for its socket to be made. Nothing inside runs yet. */
-static int protect_own(pid_t pid, struct tp_error *err) {
+static int enter(pid_t pid, struct tp_error *err) {
   char path[64];
+  snprintf(path, sizeof path, "/proc/%d/ns/user", (int)pid);
+  TP_CLOSE int users = open(path, O_RDONLY | O_CLOEXEC);
   snprintf(path, sizeof path, "/proc/%d/ns/mnt", (int)pid);
   TP_CLOSE int mounts = open(path, O_RDONLY | O_CLOEXEC);
-  if (mounts < 0 || setns(mounts, CLONE_NEWNS) < 0)
-    return tp_fail(err, errno, "enter %s", path);
+  if (users < 0 || mounts < 0 || setns(mounts, CLONE_NEWNS) < 0 || setns(users, CLONE_NEWUSER) < 0)
+    return tp_fail(err, errno, "enter the namespaces of process %d", (int)pid);
+  if (setresgid(0, 0, 0) < 0 || setresuid(0, 0, 0) < 0)
+    return tp_fail(err, errno, "become root inside");
+  umask(022);
+  return 0;
+}
+
+static int carry_out(const struct wish *wish, struct tp_error *err) {
+  TP_FREE struct tp_plan *plan = malloc(sizeof *plan);
+  if (!plan)
+    return tp_fail(err, ENOMEM, "read a plan");
+  if (tp_plan_decode(wish->bytes, wish->length, plan, err) < 0)
+    return -1;
+  struct tp_run run;
+  tp_run_begin(&run, plan, NULL, 0);
+  int outcome = tp_run_execute(&run, err);
+  tp_run_end(&run);
+  return outcome;
+}
+
+/* Nothing inside runs yet. Restored more than once, two would draw the same from what the vDSO keeps of the
+ * kernel's random numbers in each process, if the kernel didn't begin anew. init's directory had to be
+ * writable for its socket to be made. */
+static int finish(pid_t pid, const struct wish *wish, struct tp_error *err) {
+  TP_CLOSE int generator = open("/dev/urandom", O_RDONLY | O_CLOEXEC);
+  if (generator >= 0)
+    ioctl(generator, RNDRESEEDCRNG); /* where we may; else it does so within the minute */
+  if (enter(pid, err) < 0 || (wish->length && carry_out(wish, err) < 0))
+    return -1;
   if (mount(NULL, TP_INIT_DIRECTORY, NULL,
             MS_REMOUNT | MS_BIND | MS_RDONLY | MS_NOSUID | MS_NODEV, NULL) < 0)
     return tp_fail(err, errno, "make %s read-only", TP_INIT_DIRECTORY);
@@ -81,9 +126,11 @@ int tp_criu_hook(const char *stage, struct tp_error *err) {
   tp_channel_init(&channel, fd);
   char text[64];
   snprintf(text, sizeof text, "%s %s", stage, init);
-  int outcome = ask(&channel, text, err);
+  struct wish wish = {NULL, 0};
+  int outcome = ask(&channel, text, &wish, err);
   tp_channel_close(&channel);
   if (outcome == 0 && restored)
-    outcome = protect_own((pid_t)atoi(init), err);
+    outcome = finish((pid_t)atoi(init), &wish, err);
+  free(wish.bytes);
   return outcome;
 }

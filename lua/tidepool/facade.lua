@@ -98,12 +98,13 @@ end
 --- A new sandbox of a snapshot, running.
 ---@param snapshot string NAME@LABEL
 ---@param name string the new one's name
+---@param options? { cold: boolean? } cold: the files only of a snapshot with memory, whose processes go on else
 ---@return tidepool.Box?
 ---@return string? message
----@return string? code "ENOSNAPSHOT", "EEXIST" (the name is taken), "ENOSPC"
-function sandbox.restore(snapshot, name)
+---@return string? code "ENOSNAPSHOT", "EEXIST" (the name is taken), "ENOSPC", "ENOTSUP" (memory that this machine can't take)
+function sandbox.restore(snapshot, name, options)
   return async.within(function()
-    local info, message, code = get_client():call("restore", { snapshot = snapshot, name = name })
+    local info, message, code = get_client():call("restore", { snapshot = snapshot, name = name, cold = options and options.cold })
     if not info then
       return nil, message, code
     end
@@ -114,14 +115,15 @@ end
 --- Branches of a sandbox or of a snapshot, as `box:fork` makes them.
 ---@param source string NAME or NAME@LABEL
 ---@param count integer
+---@param options? { memory: boolean? }
 ---@param fn? fun(branch: tidepool.Box, i: integer): any
 ---@return tidepool.BranchOutcome[]|tidepool.Box[]|nil
 ---@return string? message
 ---@return string? code "ENOSANDBOX", "ENOSNAPSHOT", "ENOSPC", "ETIMEDOUT"
-function sandbox.fork(source, count, fn)
+function sandbox.fork(source, count, options, fn)
   return box_branches.fork(get_client(), function(name)
     return box.new(get_client(), name)
-  end, source, count, fn)
+  end, source, count, options, fn)
 end
 
 sandbox.memory = {}

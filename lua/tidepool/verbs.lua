@@ -30,6 +30,10 @@ local function request_key()
   return { name = "key", type = "string", about = "identifies the request over a lost connection", most = 64 }
 end
 
+local function cold()
+  return { name = "cold", type = "boolean", flag = "--cold", about = "its files only, of a snapshot with memory" }
+end
+
 -- Bytes. With less than its first steps take, the kernel kills a sandbox for want of memory while it is
 -- made, and then the spawner too, whose memory its child shares.
 local MEMORY = 4 * 2 ^ 20
@@ -157,13 +161,14 @@ verbs.list = {
     fds = "agent socket", result = "true", errors = { "ENOSANDBOX", "EBADUSER", "ESTOPPED" } },
 
   -- snapshots, branches, sleep
-  { name = "snapshot_create", cli = "snapshot create", group = "snapshot", about = "Keep a sandbox's files as they are in this instant.",
+  { name = "snapshot_create", cli = "snapshot create", group = "snapshot", about = "Keep a sandbox's files, or its processes too, as they are in this instant.",
     params = { sandbox_name(),
       { name = "label", type = "name", positional = 2, required = true, about = "what it is called: NAME@LABEL; 1-63 of [a-z0-9-]" },
+      { name = "memory", type = "boolean", flag = "--memory", about = "its processes too" },
       { name = "labels", type = "map", flag = "--label", short = "-l", repeated = true, about = "labels, K=V", most = 64 },
       request_key() },
-    result = "the snapshot: address, parent, and pause and total, the seconds it took",
-    errors = { "ENOSANDBOX", "EEXIST", "ETIMEDOUT", "ENOSPC" }, example = "snapshot create agent-42 before-upgrade" },
+    result = "the snapshot: address, parent, and pause and total, the seconds it took; memory_size, bytes",
+    errors = { "ENOSANDBOX", "EEXIST", "ETIMEDOUT", "ENOSPC", "ESTOPPED", "ENOTSUP", "ENOPKG" }, example = "snapshot create agent-42 before-upgrade" },
   { name = "snapshot_ls", cli = "snapshot ls", group = "snapshot", about = "List snapshots, each below the one that it continues.",
     params = { { name = "name", type = "name", positional = 1, about = "only those of this sandbox's name" } },
     result = "list of snapshots, the oldest first; size: bytes it owns alone", errors = {}, example = "snapshot ls agent-42" },
@@ -193,19 +198,23 @@ verbs.list = {
       snapshot_address("snapshot", 2, "what it is to be called"), request_key() },
     result = "the snapshot", errors = { "EEXIST", "ENOENT", "EBADMSG", "ENOPARENT", "EBUSY", "ENOSPC" },
     example = "snapshot import before-upgrade.tar agent-42@imported" },
-  { name = "restore", cli = "restore", group = "snapshot", about = "Make a sandbox of a snapshot and start it.",
+  { name = "restore", cli = "restore", group = "snapshot", about = "Make a sandbox of a snapshot and start it; processes of one with memory go on.",
     params = { snapshot_address("snapshot", 1, "the snapshot"),
       { name = "name", type = "name", positional = 2, required = true, about = "the new sandbox's name" },
-      request_key() },
-    result = "info", errors = { "ENOSNAPSHOT", "EEXIST", "ENOSPC" }, example = "restore agent-42@before-upgrade agent-43" },
-  { name = "rollback", cli = "rollback", group = "snapshot", about = "Put a snapshot's files in the place of a sandbox's.",
-    params = { sandbox_name(), snapshot_address("snapshot", 2, "the snapshot"), request_key() },
-    result = "info", errors = { "ENOSANDBOX", "ENOSNAPSHOT", "ENOSPC", "EBUSY" }, example = "rollback agent-42 agent-42@before-upgrade" },
+      cold(), request_key() },
+    result = "info, with connections_reset when processes go on: how many to the outside end",
+    errors = { "ENOSNAPSHOT", "EEXIST", "ENOSPC", "ENOTSUP", "ENOPKG" }, example = "restore agent-42@before-upgrade agent-43" },
+  { name = "rollback", cli = "rollback", group = "snapshot", about = "Put a snapshot's files, and its processes if it has some, in the place of a sandbox's.",
+    params = { sandbox_name(), snapshot_address("snapshot", 2, "the snapshot"), cold(), request_key() },
+    result = "info, with connections_reset as restore",
+    errors = { "ENOSANDBOX", "ENOSNAPSHOT", "ENOSPC", "EBUSY", "ENOTSUP", "ENOPKG" }, example = "rollback agent-42 agent-42@before-upgrade" },
   { name = "fork", cli = "fork", group = "snapshot", about = "Make branches of a sandbox or snapshot: sandboxes that begin with its files.",
     params = { { name = "source", type = "source", positional = 1, required = true, metavar = "NAME[@LABEL]", about = "the sandbox or snapshot" },
       { name = "count", type = "integer", flag = "--count", short = "-n", about = "how many", default = 1, least = 1, most = 1000 },
+      { name = "memory", type = "boolean", flag = "--memory", about = "its processes go on in each" },
       request_key() },
-    result = "list of info, of all or none", errors = { "ENOSANDBOX", "ENOSNAPSHOT", "ETIMEDOUT", "ENOSPC" }, example = "fork agent-42 -n 3" },
+    result = "list of info, of all or none; with connections_reset as restore",
+    errors = { "ENOSANDBOX", "ENOSNAPSHOT", "ETIMEDOUT", "ENOSPC", "ESTOPPED", "ENOTSUP", "ENOPKG", "EINVAL" }, example = "fork agent-42 -n 3" },
   { name = "promote", cli = "promote", group = "snapshot", about = "Make a branch the sandbox of its parent's name, which is destroyed.",
     params = { sandbox_name("the branch"), request_key() },
     result = "info", errors = { "ENOSANDBOX", "EINVAL", "ENOSPC" }, example = "promote agent-42-2" },

@@ -6,7 +6,8 @@ local function milliseconds(seconds)
 end
 
 local function show_snapshot(info)
-  return ("%s\nfrozen for %s of %s\n"):format(format.clean(info.snapshot), milliseconds(info.pause), milliseconds(info.total))
+  local memory = info.memory and ("; memory: %s"):format(format.size(info.memory_size)) or ""
+  return ("%s\nfrozen for %s of %s%s\n"):format(format.clean(info.snapshot), milliseconds(info.pause), milliseconds(info.total), memory)
 end
 
 -- Children below their parents, each by age; indented where there are several, since a chain may be long.

@@ -9,10 +9,15 @@ local function address_of(self, snapshot)
   return snapshot:find("@", 1, true) and snapshot or self.name .. "@" .. snapshot
 end
 
---- Branches of a sandbox or snapshot, as boxes made by `new(name)`, or what fn made of each.
-function box_branches.fork(client, new, source, count, fn)
+--- Branches of a sandbox or snapshot, as boxes made by `new(name)`, or what fn made of each. options may be left out.
+function box_branches.fork(client, new, source, count, options, fn)
+  if type(options) == "function" then
+    options, fn = nil, options
+  end
   return async.within(function()
-    local list, message, code = client:call("fork", { source = source, count = count, key = random.hex(12) })
+    local list, message, code = client:call("fork", {
+      source = source, count = count, memory = options and options.memory, key = random.hex(12),
+    })
     if not list then
       return nil, message, code
     end
@@ -39,14 +44,17 @@ end
 --- Adds the methods to the class; `new(client, name)` makes a box.
 function box_branches.extend(Box, new)
   --- Keeps its files as they are in this instant, under NAME@LABEL. A sandbox that runs stands still for
-  --- some milliseconds: `pause`, of `total`, in seconds.
+  --- some milliseconds: `pause`, of `total`, in seconds. With memory its processes are kept too, in the same instant.
   ---@param label string 1-63 of [a-z0-9-]
-  ---@param options? { labels: table<string, string> }
+  ---@param options? { labels: table<string, string>?, memory: boolean? }
   ---@return tidepool.SnapshotInfo?
   ---@return string? message
-  ---@return string? code "EEXIST", "ETIMEDOUT" (some process can't be stopped), "ENOSPC"
+  ---@return string? code "EEXIST", "ETIMEDOUT" (some process can't be stopped), "ENOSPC"; with memory as of hibernate()
   function Box:snapshot(label, options)
-    return self.client:call("snapshot_create", { name = self.name, label = label, labels = options and options.labels })
+    options = options or {}
+    return self.client:call("snapshot_create", {
+      name = self.name, label = label, labels = options.labels, memory = options.memory,
+    })
   end
 
   --- The snapshots of its name, the oldest first.
@@ -68,27 +76,33 @@ function box_branches.extend(Box, new)
   end
 
   --- Puts a snapshot's files in the place of its own, which are lost, with its processes; it runs again if it did.
+  --- The processes of a snapshot with memory go on, unless `cold`.
   ---@param snapshot string a label of its own, or NAME@LABEL
+  ---@param options? { cold: boolean? }
   ---@return tidepool.SandboxInfo?
   ---@return string? message
   ---@return string? code "ENOSNAPSHOT", "ENOSPC"
-  function Box:rollback(snapshot)
+  function Box:rollback(snapshot, options)
     self:close()
-    return self.client:call("rollback", { name = self.name, snapshot = address_of(self, snapshot) })
+    return self.client:call("rollback", {
+      name = self.name, snapshot = address_of(self, snapshot), cold = options and options.cold,
+    })
   end
 
   --- Branches of its files as they are in this instant, each a sandbox of its own. With fn, fn(branch, i) runs
   --- for all of them concurrently and each outcome says what it returned or raised; without, gives the branches.
-  --- They stay until they are destroyed; promote() makes one of them the sandbox of this name.
+  --- They stay until they are destroyed; promote() makes one of them the sandbox of this name. With memory its
+  --- processes go on in each, by their ids and at their offsets: branch:process(name) finds them.
   ---@param count integer
+  ---@param options? { memory: boolean? }
   ---@param fn? fun(branch: tidepool.Box, i: integer): any
   ---@return tidepool.BranchOutcome[]|tidepool.Box[]|nil
   ---@return string? message
-  ---@return string? code "ENOSPC", "ETIMEDOUT"
-  function Box:fork(count, fn)
+  ---@return string? code "ENOSPC", "ETIMEDOUT"; with memory as of hibernate()
+  function Box:fork(count, options, fn)
     return box_branches.fork(self.client, function(name)
       return new(self.client, name)
-    end, self.name, count, fn)
+    end, self.name, count, options, fn)
   end
 
   --- Makes this branch the sandbox of its parent's name, at once; the parent is destroyed, and what runs here goes on.

@@ -100,7 +100,8 @@
 ---@field created number moment
 ---@field pause? number seconds for which the sandbox stood still
 ---@field total? number seconds that it took
----@field size? integer bytes that it owns alone (ls only, where storage counts them)
+---@field memory_size? integer bytes of its memory on disk
+---@field size? integer bytes that it owns alone, memory included (ls only, where storage counts them)
 
 ---@class tidepool.ArchiveInfo
 ---@field file string

@@ -1,9 +1,13 @@
 --- Branches: sandboxes that begin with the files of another, or of a snapshot, and may take its name.
 --
 -- Runs in the server. A branch is a sandbox of its own: name, id, machine-id, hostname, cgroup, id range,
--- certificate authority, and a bill from its own start; only its files, limits and policies are copies.
+-- certificate authority, and a bill from its own start; only its files, limits and policies are copies. One that
+-- continues its parent's processes trusts what they hold in memory: its parent's authority.
+local uv = require("luv")
 local async = require("tidepool.async")
 local cjson = require("cjson")
+local egress = require("tidepool.server.egress")
+local keep = require("tidepool.server.memory.keep")
 local log = require("tidepool.server.log")
 local name_of = require("tidepool.server.sandbox").name_of
 local random = require("tidepool.random")
@@ -31,20 +35,28 @@ local function make(server, name, source, key)
     names = source.names,
     parent = source.parent,
     branch_of = source.branch_of,
+    memory = source.memory,
+    of = source.of,
+    ca = source.ca,
     files = function(id)
       return server.storage:clone(id, source.place)
     end,
   })
 end
 
-local function of_snapshot(server, record)
+-- with_memory: with its processes, which it has.
+local function of_snapshot(server, record, with_memory)
   local living = server.sandboxes[record.sandbox]
+  local kept = record.egress or {}
   return {
+    memory = with_memory and keep.of_snapshot(server, record.id) or nil,
+    of = record.sandbox .. "@" .. record.label,
+    ca = with_memory and egress.kept_ca(server, kept, record.sandbox_id) or nil,
     place = record.place,
     image = record.image,
     spec = record.spec,
-    policies = record.egress and record.egress.policies,
-    names = server.state:names(record.sandbox_id),
+    policies = kept.policies,
+    names = kept.names or server.state:names(record.sandbox_id),
     parent = record.id,
     branch_of = living and living.id or nil,
     name = record.sandbox,
@@ -57,7 +69,20 @@ local function made_before(server, name, key)
   return taken and key and taken.spec.key == key and taken or nil
 end
 
---- Makes a sandbox of a snapshot and starts it. "EEXIST": the name is taken. params: snapshot, name, key.
+-- Whether the memory of a snapshot that has one is wanted, and can be restored here: it | nil, message, code.
+local function wanted_memory(server, record, cold)
+  if not record.memory or cold then
+    return false
+  end
+  local ok, message, code = keep.check(keep.of_snapshot(server, record.id))
+  if not ok then
+    return nil, message .. " (--cold takes its files only)", code
+  end
+  return true
+end
+
+--- Makes a sandbox of a snapshot and starts it; the processes of one with memory go on in it. "EEXIST": the name is
+-- taken. params: snapshot, name, cold (its files only), key.
 function branches.restore(server, params)
   local record, message, code = server.snapshots:get(params.snapshot)
   if not record then
@@ -70,30 +95,45 @@ function branches.restore(server, params)
     return nil, ("sandbox exists: %s (`rollback %s %s` puts the snapshot in its place)"):format(
       params.name, params.name, params.snapshot), "EEXIST"
   end
-  local room
-  room, message, code = server.storage:room()
-  if not room then
-    return nil, message, code
+  local made, with_memory
+  made, message, code = server.storage:room()
+  if made then
+    with_memory, message, code = wanted_memory(server, record, params.cold)
+    made = with_memory ~= nil
   end
-  local made
-  made, message, code = make(server, params.name, of_snapshot(server, record), params.key)
+  if made then
+    made, message, code = make(server, params.name, of_snapshot(server, record, with_memory), params.key)
+    if not made and with_memory then
+      message = message .. " (--cold takes its files only)"
+    end
+  end
   if not made then
     return nil, ("restore %s as %s: %s"):format(params.snapshot, params.name, message), code
   end
   return made
 end
 
---- Puts a snapshot's files in the place of a sandbox's. One that ran is started again. `key`: of the request.
-function branches.rollback(sandbox, address, key)
+--- Puts a snapshot's files in the place of a sandbox's. One that ran is started again; the processes of a snapshot
+-- with memory go on in it, unless `cold`. `key`: of the request.
+function branches.rollback(sandbox, address, cold, key)
   local server = sandbox.server
   local record, message, code = server.snapshots:get(address)
   if not record then
     return nil, message, code
   end
-  local ok
-  ok, message, code = sandbox:rollback(record.id, function(root)
-    return server.storage:clone(root, record.place)
-  end, key)
+  local ok, with_memory
+  with_memory, message, code = wanted_memory(server, record, cold)
+  if with_memory ~= nil then
+    ok, message, code = sandbox:rollback(record.id, {
+      files = function(root)
+        return server.storage:clone(root, record.place)
+      end,
+      memory = with_memory and function(root)
+        local changes = { of = address, root = root }
+        return keep.share(keep.of_snapshot(server, record.id), keep.pending(sandbox), changes)
+      end or nil,
+    }, key)
+  end
   if not ok then
     return nil, ("rollback %s to %s: %s"):format(sandbox.name, address, message), code
   end
@@ -127,24 +167,33 @@ local function earlier(server, key, count)
   return found
 end
 
+-- How many are made at a time: memory is read and written for each, and files are only shared.
+local function width(source, count)
+  return source.memory and math.min(count, uv.available_parallelism()) or count
+end
+
 -- All at once; one that fails unmakes the others.
 local function make_all(server, source, params)
   local taken, tasks, names = {}, {}, {}
   local made = earlier(server, params.key, params.count)
-  local failure
+  local failure, turn = nil, 0
   for i = 1, params.count do
     names[i] = made[i] and made[i].name or next_name(server, source.name, taken)
   end
-  for i = 1, params.count do
-    tasks[i] = function()
-      if made[i] then
-        return
+  local function make_next()
+    while turn < params.count and not failure do
+      turn = turn + 1
+      local i = turn
+      if not made[i] then
+        local key = params.key and params.key .. "/" .. i
+        local one, message, code = make(server, names[i], source, key)
+        made[i] = one
+        failure = failure or not one and { message, code } or nil
       end
-      local key = params.key and params.key .. "/" .. i
-      local one, message, code = make(server, names[i], source, key)
-      made[i] = one
-      failure = failure or not one and { message, code } or nil
     end
+  end
+  for i = 1, width(source, params.count) do
+    tasks[i] = make_next
   end
   async.all(tasks)
   if failure then
@@ -156,19 +205,36 @@ local function make_all(server, source, params)
   local list = {}
   for i, one in ipairs(made) do
     list[i] = one:info(false)
+    list[i].connections_reset = source.memory and one.connections_reset or nil
   end
   return list
 end
 
--- Of a sandbox's files in one instant, which nobody needs once the branches have them.
+-- The files of a sandbox in one instant, and its memory in a directory if that is given: their place | nil,
+-- message, code.
+local function stage_files(sandbox, directory)
+  local storage, stage = sandbox.server.storage, nil
+  if sandbox.destroyed then
+    return nil, "sandbox was destroyed: " .. sandbox.name, "ENOSANDBOX"
+  elseif not directory then
+    return storage:stage_snapshot(sandbox.root, snapshots.group(sandbox), sandbox.state == "stopped")
+  end
+  local took, message, code = sandbox:capture(directory, function()
+    local why, why_code
+    stage, why, why_code = storage:stage_snapshot(sandbox.root)
+    return stage and true, why, why_code
+  end)
+  if not took and stage then
+    storage:abort(stage)
+  end
+  return took and stage, message, code
+end
+
+-- Of a sandbox's files in one instant, and its memory, which nobody needs once the branches have them.
 local function fork_sandbox(sandbox, params)
   local server = sandbox.server
-  local stage, message, code = sandbox.lock:with(function()
-    if sandbox.destroyed then
-      return nil, "sandbox was destroyed: " .. sandbox.name, "ENOSANDBOX"
-    end
-    return server.storage:stage_snapshot(sandbox.root, snapshots.group(sandbox), sandbox.state == "stopped")
-  end)
+  local directory = params.memory and keep.staging(server) or nil
+  local stage, message, code = sandbox.lock:with(stage_files, sandbox, directory)
   if not stage then
     return nil, message, code
   end
@@ -183,14 +249,30 @@ local function fork_sandbox(sandbox, params)
     parent = sandbox.parent,
     branch_of = sandbox.id,
     name = sandbox.name,
+    memory = directory,
+    of = sandbox.name,
+    ca = directory and egress.trust(sandbox) and sandbox.egress.ca or nil,
   }, params)
   step("forked")
+  if directory then
+    keep.remove(directory)
+  end
   async.spawn(server.storage.abort, server.storage, stage)
   return list, message, code
 end
 
+local function fork_snapshot(server, record, params)
+  local with_memory, message, code = wanted_memory(server, record, not params.memory)
+  if with_memory == nil then
+    return nil, message, code
+  elseif params.memory and not with_memory then
+    return nil, "the snapshot has no memory: it was taken without --memory", "EINVAL"
+  end
+  return make_all(server, of_snapshot(server, record, with_memory), params)
+end
+
 --- Makes `count` branches of a sandbox or a snapshot: a list of info | nil, message, code, with none made.
--- params: source, "NAME" or "NAME@LABEL"; count; key.
+-- params: source, "NAME" or "NAME@LABEL"; count; memory, whether its processes go on in each; key.
 function branches.fork(server, params)
   local list, message, code = server.storage:room()
   if list then
@@ -199,7 +281,7 @@ function branches.fork(server, params)
       record, message, code = server.snapshots:get(params.source)
       list = record and true
       if record then
-        list, message, code = make_all(server, of_snapshot(server, record), params)
+        list, message, code = fork_snapshot(server, record, params)
       end
     else
       local sandbox = server.sandboxes[params.source]

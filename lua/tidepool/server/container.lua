@@ -102,15 +102,41 @@ local function hosts(hostname)
   return ("127.0.0.1\tlocalhost\n127.0.1.1\t%s\n::1\tlocalhost ip6-localhost ip6-loopback\n"):format(hostname)
 end
 
-local function add_files(plan, spec)
-  append(plan, {
+-- Where a sandbox's own names are kept. spec: hostname, machine_id (nil: not written).
+local function own_names(spec)
+  local steps = {
     { "replace?", "/etc/hostname", mode.plain, spec.hostname .. "\n" },
     { "replace?", "/etc/hosts", mode.plain, hosts(spec.hostname) },
-    { "replace?", "/etc/resolv.conf", mode.plain, "nameserver " .. steering.nameserver .. "\n" },
-  })
+  }
   if spec.machine_id then
-    plan[#plan + 1] = { "replace?", "/etc/machine-id", 292, spec.machine_id .. "\n" }
+    steps[3] = { "replace?", "/etc/machine-id", 292, spec.machine_id .. "\n" }
   end
+  return steps
+end
+
+--- The file inside that says which sandbox this is; programs watch it to learn that they go on in another.
+container.CARD = own .. "/sandbox"
+
+-- card: { name, id, of = what its processes were captured of, since = when they went on here }, or nil.
+local function card_text(card)
+  local text = ("NAME=%s\nID=%d\n"):format(card.name, card.id)
+  if card.of then
+    text = text .. ("OF=%s\nSINCE=%d\n"):format(card.of, card.since)
+  end
+  return text
+end
+
+--- What makes processes that were captured in another sandbox, or earlier in this one, this sandbox's: the
+-- steps of a plan, carried out inside. spec: hostname, machine_id, card.
+function container.rename(spec)
+  local steps = own_names(spec)
+  steps[#steps + 1] = { "replace?", container.CARD, mode.plain, card_text(spec.card) }
+  return steps
+end
+
+local function add_files(plan, spec)
+  append(plan, own_names(spec))
+  plan[#plan + 1] = { "replace?", "/etc/resolv.conf", mode.plain, "nameserver " .. steering.nameserver .. "\n" }
   if spec.trust then
     plan[#plan + 1] = { "trust?", spec.trust:match("^(.-)%s*$") .. "\n" }
   end
@@ -142,6 +168,9 @@ local function add_own(plan, spec)
     { "file", own .. "/nonce", mode.secret, spec.nonce },
     { "listen", slot.socket, own .. "/init.sock" },
   })
+  if spec.card then
+    plan[#plan + 1] = { "file", container.CARD, mode.plain, card_text(spec.card) }
+  end
   if spec.filter then
     plan[#plan + 1] = { "file", own .. "/filter", mode.plain, spec.filter }
   end
@@ -222,7 +251,7 @@ end
 -- spec: hostname; mounting(slot), the steps that put its files there, before and after
 -- its ids are mapped (storage), or root, the path of files whose mount can map ids; range = { base, count }; cgroups, of cgroup.open, and
 -- cgroup, its key there; limits = { cpu, memory, pids }; init, the program's path; filter, of
--- core.seccomp; nonce, 16 bytes; machine_id, 32 hexadecimal digits, if its file is to be written; steer,
+-- core.seccomp; nonce, 16 bytes; card, { name, id } for the file that tells them inside; machine_id, 32 hexadecimal digits, if its file is to be written; steer,
 -- "bpf" or "tproxy", unless this machine's is wanted; trust, a certificate in PEM.
 -- Returns { pid, pidfd, steering } | nil, message, code; a failure leaves nothing behind. The steering is
 -- shut, and the caller's to close (steering.lua).

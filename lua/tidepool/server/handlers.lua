@@ -330,12 +330,23 @@ function handlers.snapshot_keep(server, params)
   return server.snapshots:keep(params.name, params, params.key)
 end
 
+-- The same of what goes on with the processes of a snapshot: connections_reset counts theirs to the outside.
+local function told_restored(sandbox, message, code)
+  local info
+  info, message, code = told(sandbox, message, code)
+  if info then
+    info.connections_reset = sandbox.connections_reset
+  end
+  return info, message, code
+end
+
 function handlers.restore(server, params)
-  return told(branches.restore(server, params))
+  return told_restored(branches.restore(server, params))
 end
 
 handlers.rollback = with(sandbox_of, function(sandbox, params)
-  return told(branches.rollback(sandbox, params.snapshot, params.key))
+  sandbox.connections_reset = nil
+  return told_restored(branches.rollback(sandbox, params.snapshot, params.cold, params.key))
 end)
 
 handlers.fork = branches.fork

@@ -28,4 +28,29 @@ function host.start_time(pid)
   end
 end
 
+local machine
+
+--- What processes here may have come to rely on: { kernel = its release, cpu = the processor's features }.
+function host.machine()
+  machine = machine or {
+    kernel = (read_file("/proc/sys/kernel/osrelease") or ""):match("%S+"),
+    cpu = (read_file("/proc/cpuinfo") or ""):match("\n[Ff][le]a%a+%s*:%s*([^\n]*)") or "", -- "flags", "Features"
+  }
+  return machine
+end
+
+--- Whether processes of that machine can go on here: true | nil, message, "ENOTSUP".
+function host.can_run(other)
+  local have = {}
+  for flag in host.machine().cpu:gmatch("%S+") do
+    have[flag] = true
+  end
+  for flag in (other and other.cpu or ""):gmatch("%S+") do
+    if not have[flag] then
+      return nil, ("its processes were captured on a processor with %s, which this one lacks"):format(flag), "ENOTSUP"
+    end
+  end
+  return true
+end
+
 return host

@@ -16,6 +16,7 @@ local egress_pool = require("tidepool.server.egress.pool")
 local handlers = require("tidepool.server.handlers")
 local ids = require("tidepool.server.ids")
 local images = require("tidepool.server.images")
+local keep = require("tidepool.server.memory.keep")
 local log = require("tidepool.server.log")
 local memory = require("tidepool.server.memory")
 local sandboxes = require("tidepool.server.sandboxes")
@@ -389,6 +390,7 @@ local function adopt(self, copied)
     remaining[#remaining + 1] = sandbox.root
   end
   self.storage:reconcile(remaining, self.snapshots:ids())
+  keep.sweep(self, self.snapshots.by_id)
   imports.sweep(self)
   return true
 end

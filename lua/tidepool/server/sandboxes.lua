@@ -1,7 +1,11 @@
 --- The sandboxes of a server (root) by name: made, opened, found.
 local adoption = require("tidepool.server.sandbox.adoption")
+local egress = require("tidepool.server.egress")
 local egress_policies = require("tidepool.server.egress.policies")
+local hibernation = require("tidepool.server.memory.sleep")
+local keep = require("tidepool.server.memory.keep")
 local log = require("tidepool.server.log")
+local memory = require("tidepool.server.memory")
 local random = require("tidepool.random")
 local sandbox = require("tidepool.server.sandbox")
 local step = require("tidepool.server.step")
@@ -24,7 +28,8 @@ end
 
 --- Makes a sandbox and starts it: all or nothing. wanted: name, image, spec, policies (a checked chain),
 -- files(id), which makes its files and returns their path | nil, message, code; of one that begins with
--- another's files also parent, the snapshot that they continue, branch_of, and names, of its egress.
+-- another's files also parent, the snapshot that they continue, branch_of, and names, of its egress; of one that
+-- continues its processes memory, the directory of their dump, of, whose they were, and ca.
 -- The name is free, and taken from here on.
 function sandboxes.make(server, wanted)
   local created, kept = os.time(), { policies = wanted.policies, revision = 1 }
@@ -46,7 +51,13 @@ function sandboxes.make(server, wanted)
     end
     ok, message, code = wanted.files(id)
     step("files_made")
-    if ok then
+    if ok and wanted.memory then
+      egress.inherit(self, wanted.ca)
+      ok, message, code = keep.share(wanted.memory, memory.directory(self), { of = wanted.of })
+      if ok then
+        ok, message, code = hibernation.wake(self)
+      end
+    elseif ok then
       ok, message, code = self:start()
     end
     if ok then

@@ -10,6 +10,7 @@ local core = require("tidepool.core")
 local cgroup = require("tidepool.server.cgroup")
 local database = require("tidepool.server.database")
 local egress = require("tidepool.server.egress")
+local dumps = require("tidepool.server.memory.keep")
 local log = require("tidepool.server.log")
 local step = require("tidepool.server.step")
 
@@ -146,7 +147,13 @@ end
 function Snapshots:abort(record)
   forget(self, record)
   self.db:execute("DELETE FROM snapshots WHERE id = ?", record.id)
-  self.server.storage:remove_snapshot(record.id)
+  self:remove_files(record)
+end
+
+--- Deletes what a snapshot has on disk; what fails here is swept at the next start.
+function Snapshots:remove_files(record)
+  dumps.remove(dumps.of_snapshot(self.server, record.id))
+  return self.server.storage:remove_snapshot(record.id)
 end
 
 --- The cgroup that must stand still while files are taken: nil for a sandbox that does so already.
@@ -171,6 +178,15 @@ function Snapshots:made_before(key)
   return before and before.snapshot and self:get(before.snapshot) or nil
 end
 
+-- For how many seconds it stood still | nil, message, code.
+local function take_with_memory(self, sandbox, record)
+  local took, message, code = sandbox:capture(dumps.of_snapshot(self.server, record.id), function()
+    local taken, why, why_code = self.server.storage:snapshot(sandbox.root, record.id)
+    return taken and true, why, why_code
+  end)
+  return took and took.pause, message, code
+end
+
 local function take(self, sandbox, params)
   local ok, message, code = check(sandbox)
   if not ok then
@@ -180,15 +196,20 @@ local function take(self, sandbox, params)
   local record
   record, message, code = self:add({
     sandbox = sandbox.name, sandbox_id = sandbox.id, label = params.label, parent = sandbox.parent, image = sandbox.image,
-    spec = sandbox.spec, egress = egress.record(sandbox.egress), labels = params.labels,
+    spec = sandbox.spec, labels = params.labels, memory = params.memory,
+    egress = params.memory and egress.keep(sandbox) or egress.record(sandbox.egress),
   })
   if not record then
     return nil, message, code
   end
   step("snapshot_recorded")
   local pause
-  pause, message, code = self.server.storage:snapshot(sandbox.root, record.id, snapshots.group(sandbox),
-    sandbox.state == "stopped")
+  if params.memory then
+    pause, message, code = take_with_memory(self, sandbox, record)
+  else
+    pause, message, code = self.server.storage:snapshot(sandbox.root, record.id, snapshots.group(sandbox),
+      sandbox.state == "stopped")
+  end
   step("snapshot_made")
   if not pause then
     self:abort(record)
@@ -204,8 +225,8 @@ local function take(self, sandbox, params)
   return record
 end
 
---- Takes one of a sandbox, running, frozen or stopped: it | nil, message, code ("EEXIST", "ETIMEDOUT": some
--- process can't be stopped, "ENOSPC"). params: label, labels, key.
+--- Takes one of a sandbox, running, frozen, hibernated or stopped: it | nil, message, code ("EEXIST", "ETIMEDOUT":
+-- some process can't be stopped, "ENOSPC"). params: label, labels, memory (its processes too), key.
 function Snapshots:take(sandbox, params)
   local record, message, code = sandbox.lock:with(take, self, sandbox, params)
   if not record then
@@ -251,7 +272,7 @@ function Snapshots:remove(address, key, outcome)
   end
   forget(self, record)
   step("snapshot_forgotten")
-  self.server.storage:remove_snapshot(record.id) -- what fails here is swept at the next start
+  self:remove_files(record)
   log.info("snapshot_removed", { snapshot = address })
   return true
 end
@@ -297,7 +318,16 @@ function Snapshots:diff(from, to)
   return ours
 end
 
---- What a client is told. `size`: bytes that it owns alone, which asks storage.
+-- Bytes that it owns alone: of files, where they are counted, and of memory.
+local function size_of(self, record)
+  local files = self.server.storage:snapshot_usage(record.id)
+  if not record.memory then
+    return files
+  end
+  return files and files + dumps.bytes(dumps.of_snapshot(self.server, record.id))
+end
+
+--- What a client is told. `size`: with the bytes that it owns alone, which asks storage.
 function Snapshots:describe(record, size)
   return {
     snapshot = address_of(record),
@@ -307,10 +337,11 @@ function Snapshots:describe(record, size)
     image = record.image,
     labels = record.labels,
     memory = record.memory,
+    memory_size = record.memory and dumps.bytes(dumps.of_snapshot(self.server, record.id)) or nil,
     created = record.created,
     pause = record.pause,
     total = record.total,
-    size = size and self.server.storage:snapshot_usage(record.id) or nil,
+    size = size and size_of(self, record) or nil,
   }
 end
 

@@ -153,10 +153,13 @@ function State:set_root(id, root, parent)
   return self.db:execute("UPDATE sandboxes SET root = ?, parent = ? WHERE id = ?", root, parent, id)
 end
 
---- The same, of the request `key`, which has `outcome` with it.
-function State:roll_back(id, root, parent, key, outcome)
+--- The same, of the request `key`, which has `outcome` with it. hibernated: it is to wake from memory there.
+function State:roll_back(id, root, parent, key, outcome, hibernated)
   return self.db:transaction(function()
     local ok, message, code = self:set_root(id, root, parent)
+    if ok and hibernated then
+      ok, message, code = self:set_sandbox(id, "hibernated", nil, nil)
+    end
     if not ok then
       return nil, message, code
     end

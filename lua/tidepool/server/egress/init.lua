@@ -223,6 +223,46 @@ local function keep_ca(sandbox, ca)
   end
 end
 
+local function kept_context(id)
+  return "certificate authority of a snapshot of sandbox " .. id
+end
+
+--- What goes into a snapshot with memory beside the record: what its processes hold of the outside. Addresses
+--- stand for names, and what they trust is in their memory.
+function egress.keep(sandbox)
+  local own, server = sandbox.egress, sandbox.server
+  local kept = egress.record(own)
+  kept.names = server.state:names(sandbox.id)
+  if egress.trust(sandbox) then
+    local key, message = server.secrets:seal(own.ca.key, kept_context(sandbox.id))
+    kept.ca = key and { cert = own.ca.cert, key = key }
+    if not key then
+      log.error("ca_not_kept", { sandbox = sandbox.name, message = message })
+    end
+  end
+  return kept
+end
+
+--- The certificate authority that was kept so: { cert, key }, or nil. id: of the sandbox that it was of.
+function egress.kept_ca(server, kept, id)
+  local key, message = nil, nil
+  if kept and kept.ca then
+    key, message = server.secrets:unseal(kept.ca.key, kept_context(id))
+    if not key then
+      log.error("ca_unreadable", { sandbox_id = id, message = message })
+    end
+  end
+  return key and { cert = kept.ca.cert, key = key } or nil
+end
+
+--- Gives a new sandbox the certificate authority of another: its processes trust that.
+function egress.inherit(sandbox, ca)
+  if ca then
+    sandbox.egress.ca = ca
+    keep_ca(sandbox, ca)
+  end
+end
+
 --- Its certificate authority's certificate, PEM, made when it has none | nil, message, code: it can start
 --- without and is refused everything.
 function egress.trust(sandbox)

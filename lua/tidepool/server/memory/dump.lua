@@ -238,10 +238,20 @@ function dump.remove(directory)
   return uv.fs_rmdir(directory)
 end
 
+-- Ends the file agents. Their group goes with them: Linux 6.18 kills whatever is cloned into a group that was once
+-- killed.
+local function end_agents(sandbox, till)
+  local cgroups, group = sandbox.server.cgroups, sandbox:leaf_group("files")
+  cgroup.kill(cgroups, group)
+  while not cgroup.remove_leaf(cgroups, group) and uv.hrtime() < till do
+    async.sleep(0.001)
+  end
+end
+
 -- Clients' ends are let go of: by init, and by the file agents, which end.
 local function quiesce(sandbox)
-  cgroup.kill(sandbox.server.cgroups, sandbox:leaf_group("files"))
   local till = uv.hrtime() + STARTING * 1e9
+  end_agents(sandbox, till)
   local link = sandbox.link
   local ok, message, code
   repeat
@@ -285,7 +295,7 @@ local function write_memory(sandbox, found, directory, captured)
   local function at_end()
     took = { seconds = (uv.hrtime() - began) / 1e9, bytes = dump.size(directory), connections_reset = connections }
     local ok, message, code = dump.write(directory, {
-      version = 1, criu = found.version, boot_id = host.boot_id(), created = now(), bytes = took.bytes, seconds = took.seconds,
+      version = 1, criu = found.version, boot_id = host.boot_id(), created = now(), bytes = took.bytes, seconds = took.seconds, host = host.machine(),
       connections = connections, outside = outside, leaves = leaves, nonce = sandbox.run.nonce,
       deadlines = sandbox.run.deadlines, steering = sandbox.run.steering,
     })
@@ -322,7 +332,7 @@ end
 -- stands still, captured(took, abandon) is called: it takes the files, and returns true | nil, message, code, which
 -- makes it a failure. abandon() kills CRIU, for one who ends the sandbox there: CRIU would delete names that the
 -- files need. Afterwards its link is closed and it stands still; the caller lets it go on, also after a failure.
--- took: { seconds, bytes, connections_reset }, which is returned | nil, message, code
+-- took: { seconds, bytes, connections_reset }, which is returned with froze, when it began to stand still (uv.hrtime) | nil, message, code
 function dump.dump(sandbox, directory, captured)
   local found, message, code = criu.find(sandbox.server.directory)
   if not found then
@@ -337,7 +347,7 @@ function dump.dump(sandbox, directory, captured)
   if not ok then
     return nil, "quiesce: " .. message, code
   end
-  local group = cgroup.directory(sandbox.server.cgroups, sandbox:key())
+  local group, froze = cgroup.directory(sandbox.server.cgroups, sandbox:key()), uv.hrtime()
   ok, message, code = sandbox.server.spawners:execute({ { "freeze", group, FREEZE } })
   if not ok then
     return nil, message, code
@@ -349,6 +359,7 @@ function dump.dump(sandbox, directory, captured)
     dump.remove(directory)
     return nil, "dump: " .. message, code
   end
+  took.froze = froze
   return took
 end
 

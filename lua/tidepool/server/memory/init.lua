@@ -1,4 +1,5 @@
---- The memory of sandboxes on disk: <state>/memory/<id>/, one dump a sandbox, for the time of its sleep.
+--- The memory of sandboxes on disk: <state>/memory/<id>/, one dump a sandbox, for the time of its sleep. Those
+--- of snapshots are beside it (keep.lua).
 --
 -- Runs in the server. Who calls holds the sandbox's lock (sandbox/), and leads its state.
 local uv = require("luv")

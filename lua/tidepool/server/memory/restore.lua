@@ -11,6 +11,7 @@ local core = require("tidepool.core")
 local criu = require("tidepool.server.memory.criu")
 local dump = require("tidepool.server.memory.dump")
 local hook = require("tidepool.server.memory.hook")
+local host = require("tidepool.server.host")
 local image = require("tidepool.server.memory.image")
 local read_file = require("tidepool.file").read
 local random = require("tidepool.random")
@@ -36,7 +37,7 @@ local function write_file(path, bytes)
 end
 
 -- A directory for this restore alone: the files of the dump, linked, and those that it changes.
-local function prepare(directory, work, base)
+local function prepare(directory, work, options)
   -- CRIU's restored root, who owns none of it, looks for files here by a descriptor of the directory.
   local made, message, code = uv.fs_mkdir(work, 457) -- 0711, and above it is 0700
   if not made then
@@ -45,9 +46,11 @@ local function prepare(directory, work, base)
   for _, name in ipairs(names(directory)) do
     local bytes
     if name:find("^userns%-.*%.img$") then
-      bytes, message, code = image.map_ids(assert(read_file(directory .. "/" .. name)), base, 65536)
+      bytes, message, code = image.map_ids(assert(read_file(directory .. "/" .. name)), options.base, 65536)
     elseif name:find("^mountpoints%-.*%.img$") then
       bytes, message, code = image.writable(assert(read_file(directory .. "/" .. name)), OWN)
+    elseif options.hostname and name:find("^utsns%-.*%.img$") then
+      bytes, message, code = image.rename_host(assert(read_file(directory .. "/" .. name)), options.hostname)
     elseif name == "files.img" then
       bytes, message, code = image.arm_timers(assert(read_file(directory .. "/" .. name)))
     elseif name:find("%.img$") then
@@ -141,7 +144,11 @@ stages["setup-namespaces"] = function(sandbox, made, pid, manifest)
 end
 
 stages["post-restore"] = function(sandbox, _, _, manifest, options)
-  return regroup(sandbox, manifest, options)
+  local ok, message, code = regroup(sandbox, manifest, options)
+  if ok and options.inside then
+    return core.plan.encode(options.inside)
+  end
+  return ok, message, code
 end
 
 -- What is done at each stage, as hook.listen wants it.
@@ -187,7 +194,8 @@ local function run(sandbox, found, work, manifest, options, made)
 end
 
 --- Restores a dump. options: base, of the id range; key, of the control groups; root, the path of the
--- files; limits, as of container.start.
+-- files; limits, as of container.start; for one that goes on as another than it was captured, hostname, and
+-- inside, the steps of a plan for inside.
 -- { pid, pidfd, steering, manifest } | nil, message, code; a failure leaves nothing behind but the dump.
 function restore.restore(sandbox, directory, options)
   local found, message, code = criu.find(sandbox.server.directory)
@@ -198,10 +206,14 @@ function restore.restore(sandbox, directory, options)
   if not manifest then
     return nil, "its memory image is not whole", "ENOENT"
   end
+  local ok
+  ok, message, code = host.can_run(manifest.host)
+  if not ok then
+    return nil, message, code
+  end
   local work = ("%s/memory/restore-%s"):format(sandbox.server.directory, random.hex(8))
   local made = { manifest = manifest }
-  local ok
-  ok, message, code = prepare(directory, work, options.base)
+  ok, message, code = prepare(directory, work, options)
   if ok then
     ok, message, code = run(sandbox, found, work, manifest, options, made)
   end
@@ -217,6 +229,10 @@ function restore.restore(sandbox, directory, options)
   end
   remove(work)
   if not ok then
+    local kernel = (manifest.host or {}).kernel
+    if kernel and kernel ~= host.machine().kernel then
+      message = ("%s (captured by Linux %s, this is %s)"):format(message, kernel, host.machine().kernel)
+    end
     return nil, "restore: " .. message, code
   end
   return made

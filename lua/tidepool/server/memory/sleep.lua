@@ -6,6 +6,7 @@
 local uv = require("luv")
 local async = require("tidepool.async")
 local cgroup = require("tidepool.server.cgroup")
+local container = require("tidepool.server.container")
 local egress = require("tidepool.server.egress")
 local host = require("tidepool.server.host")
 local log = require("tidepool.server.log")
@@ -20,8 +21,8 @@ local function now()
   return seconds + micros / 1e6
 end
 
--- Lets it go on after a dump that failed, with a link again.
-local function go_on(sandbox)
+--- Lets it go on after a dump, with a link again.
+function sleep.go_on(sandbox)
   cgroup.thaw(sandbox.server.cgroups, sandbox:key())
   if sandbox.link then
     return
@@ -51,7 +52,7 @@ function sleep.hibernate(sandbox)
   end)
   if not took then
     memory.forget(sandbox)
-    go_on(sandbox)
+    sleep.go_on(sandbox)
     return nil, ("hibernate %s: %s"):format(sandbox.name, message), code
   end
   processes.pause(sandbox)
@@ -70,10 +71,28 @@ function sleep.figures(sandbox)
   return { seconds = manifest.seconds, bytes = manifest.bytes, connections_reset = manifest.connections }
 end
 
---- Brings it back from disk: true | nil, message, code; a failure leaves it hibernated, with its image.
+-- Whose processes go on as another than they were captured: a fork, or what was restored from a snapshot.
+local function renamed(sandbox, manifest, options)
+  if not manifest.of then
+    return options
+  end
+  options.hostname = sandbox.name
+  options.inside = container.rename({
+    hostname = sandbox.name,
+    machine_id = sandbox.spec.machine_id,
+    card = { name = sandbox.name, id = sandbox.id, of = manifest.of, since = math.floor(now()) },
+  })
+  return options
+end
+
+--- Brings it back from disk: true | nil, message, code; a failure leaves it hibernated, with its image. A new
+-- sandbox, in state creating, whose memory is there already begins in the same way, and stays so meanwhile.
 function sleep.wake(sandbox)
-  local server, directory = sandbox.server, memory.directory(sandbox)
+  local server, directory, new = sandbox.server, memory.directory(sandbox), sandbox.state == "creating"
   local function failed(message, code)
+    if new then
+      return nil, message, code
+    end
     return nil, ("wake %s: %s (open --cold starts it from its files)"):format(sandbox.name, message), code
   end
   local manifest = memory.read(directory)
@@ -86,7 +105,7 @@ function sleep.wake(sandbox)
   end
   local key = sandbox:key()
   local recorded
-  recorded, message, code = sandbox:record("waking", nil, {
+  recorded, message, code = sandbox:record(new and "creating" or "waking", nil, {
     base = base, nonce = manifest.nonce, boot_id = host.boot_id(), key = key, restored = true,
     deadlines = manifest.deadlines,
   })
@@ -100,14 +119,14 @@ function sleep.wake(sandbox)
   local made, view
   view, message, code = server.storage:view(server.storage:sandbox_place(sandbox.root), base)
   if view then
-    made, message, code = memory.restore(sandbox, directory, {
+    made, message, code = memory.restore(sandbox, directory, renamed(sandbox, manifest, {
       base = base, key = key, root = view.path, limits = sandbox:limits(),
-    })
+    }))
     view.close()
   end
   if not made then
     sandbox:release(base)
-    sandbox:record_fact("hibernated", "wake failed: " .. message, nil)
+    sandbox:record_fact(new and "creating" or "hibernated", "wake failed: " .. message, nil)
     return failed(message, code)
   end
   step("restored")
@@ -117,6 +136,7 @@ function sleep.wake(sandbox)
     return failed(message, code)
   end
   memory.forget(sandbox)
+  sandbox.connections_reset = manifest.connections
   processes.resume(sandbox, math.max(0, now() - manifest.created))
   ok, message, code = processes.adopt(sandbox)
   if not ok then

@@ -8,6 +8,7 @@ local core = require("tidepool.core")
 local egress = require("tidepool.server.egress")
 local freezer = require("tidepool.server.freezer")
 local host = require("tidepool.server.host")
+local keep = require("tidepool.server.memory.keep")
 local log = require("tidepool.server.log")
 local memory = require("tidepool.server.memory")
 local processes = require("tidepool.server.processes")
@@ -57,6 +58,9 @@ function adoption.adopt(server, row)
   if row.damaged then
     log.error("row_damaged", { sandbox = self.name })
   end
+  if row.state ~= "hibernated" and row.state ~= "waking" then
+    keep.remove(keep.pending(self))
+  end
   if row.copied and (row.state == "running" or row.state == "frozen" or row.state == "starting") then
     -- What runs belongs to the server of the original.
     self.run = nil
@@ -69,6 +73,7 @@ function adoption.adopt(server, row)
     end
     self:ended(reason)
   elseif row.state == "hibernated" or row.state == "waking" then
+    keep.settle(self, memory.directory(self))
     if self.run then
       container.destroy(server.spawners, server.cgroups, self:key())
     end

@@ -19,6 +19,7 @@ Sandbox.__index = Sandbox
 local parts = {
   require("tidepool.server.sandbox.run"),
   require("tidepool.server.sandbox.states"),
+  require("tidepool.server.sandbox.capture"),
   require("tidepool.server.sandbox.rollback"),
   require("tidepool.server.sandbox.destruction"),
 }

@@ -209,6 +209,7 @@ function run.start(self)
     init = server.tools .. "/tidepool-init",
     filter = server.filter,
     nonce = unhex(nonce),
+    card = { name = self.name, id = self.id },
     machine_id = self.spec.machine_id,
     trust = trust,
   })

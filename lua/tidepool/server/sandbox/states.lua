@@ -11,8 +11,8 @@ local processes = require("tidepool.server.processes")
 
 local states = {}
 
--- Lets a frozen one go on. One that an earlier server froze has no link yet.
-local function thaw(self)
+--- Lets a frozen one go on. One that an earlier server froze has no link yet. Called with the lock held.
+function states.thaw(self)
   if self.state ~= "frozen" then
     return true
   end
@@ -30,9 +30,15 @@ local function thaw(self)
   return true
 end
 
---- Whether it stands still until somebody asks something of it.
+--- Makes it stand still, with the lock held; it runs.
+function states.freeze_now(self)
+  return freezer.freeze(self)
+end
+
+--- Whether it stands still until somebody asks something of it, or for the moment in which it is captured.
 function states.asleep(self)
   return self.state == "frozen" or self.state == "hibernated" or self.state == "waking"
+    or self.state == "running" and not self.link
 end
 
 --- The memory that it slept with is of no use any more. Called with the lock held.
@@ -62,7 +68,7 @@ function states.hibernate(self)
     if self.state == "hibernated" then
       return hibernation.figures(self)
     end
-    local ok, message, code = thaw(self)
+    local ok, message, code = states.thaw(self)
     if ok then
       ok, message, code = self:mend()
     end
@@ -84,7 +90,7 @@ function states.wake(self, cold)
     if self.destroyed then
       return nil, "sandbox was destroyed: " .. self.name, "ENOSANDBOX"
     end
-    local ok, message, code = thaw(self)
+    local ok, message, code = states.thaw(self)
     if ok then
       ok, message, code = self:mend()
     end
@@ -109,7 +115,7 @@ end
 function states.stop(self, grace)
   return self.lock:with(function()
     if grace > 0 then
-      thaw(self) -- so that it can end in good order; a KILL reaches frozen ones, too
+      states.thaw(self) -- so that it can end in good order; a KILL reaches frozen ones, too
     end
     states.forget_memory(self)
     return self:end_run(grace, "stopped by request")

@@ -225,6 +225,12 @@ function Storage:delete(id)
   return trash.discard(self, self:sandbox_place(id))
 end
 
+--- Writes what is dirty, so that a copy that is taken soon has little left to flush: true | nil, message, code.
+function Storage:sync()
+  local ok, message, code = self.spawners:execute({ { "sync", self.directory } }, nil, true)
+  return ok and true, message, code
+end
+
 --- A read-only copy of a sandbox's files under a name. `group`: the cgroup of one that runs, which is frozen
 -- for that moment. `idle`: nobody has the files mounted, or will before this returns.
 -- Returns for how many seconds the group stood still | nil, message, code.
