@@ -146,28 +146,37 @@ function async.within(fn, ...)
   return async.run(fn, ...)
 end
 
+-- A timer counts from the loop's own time, which is that of its last turn: a caller who has worked since
+-- then would see it end early.
+local function start_timer(seconds, fn)
+  local timer = uv.new_timer()
+  uv.update_time()
+  timer:start(math.max(0, math.ceil(seconds * 1000)), 0, guarded(fn))
+  return timer
+end
+
 function async.sleep(seconds)
   async.wait(function(wake)
-    local timer = uv.new_timer()
-    timer:start(math.max(0, math.ceil(seconds * 1000)), 0, guarded(function()
+    local timer
+    timer = start_timer(seconds, function()
       timer:close()
       wake()
-    end))
+    end)
   end)
 end
 
 --- Calls fn once after `seconds`, outside of any task; returns a function that cancels it.
 function async.after(seconds, fn)
-  local timer = uv.new_timer()
+  local timer
   local function cancel()
     if not timer:is_closing() then
       timer:close()
     end
   end
-  timer:start(math.max(0, math.ceil(seconds * 1000)), 0, guarded(function()
+  timer = start_timer(seconds, function()
     cancel()
     fn()
-  end))
+  end)
   return cancel
 end
 

@@ -1,18 +1,21 @@
 local async = require("tidepool.async")
 local core = require("tidepool.core")
+local uv = require("luv")
 
 describe("tasks", function()
   it("wait without blocking each other", function()
     local order = {}
     async.run(function()
+      local fast = async.event()
       async.all({
         function()
-          async.sleep(0.03)
+          fast:wait()
           order[#order + 1] = "slow"
         end,
         function()
           async.sleep(0.01)
           order[#order + 1] = "fast"
+          fast:set(true)
         end,
       })
     end)
@@ -75,6 +78,24 @@ describe("tasks", function()
   end)
 end)
 
+describe("a sleep", function()
+  it("is no shorter for what ran before it without waiting", function()
+    local function busy()
+      local till = uv.hrtime() + 0.3e9
+      while uv.hrtime() < till do end
+    end
+    for _, sleep in ipairs({ async.sleep, function(seconds) async.event():wait(seconds) end }) do
+      busy()
+      async.run(function()
+        busy()
+        local began = uv.hrtime()
+        sleep(0.25)
+        assert.is_true(uv.hrtime() - began > 0.24e9)
+      end)
+    end
+  end)
+end)
+
 describe("events", function()
   it("wake every waiter with the value and keep it for later ones", function()
     async.run(function()
@@ -99,7 +120,7 @@ describe("events", function()
       async.after(0.01, function()
         event:set(5)
       end)
-      assert.equal(5, event:wait(1))
+      assert.equal(5, event:wait(60))
     end)
   end)
 end)
@@ -136,7 +157,7 @@ describe("waiting for descriptors", function()
       local _, _, code = poller:readable(0.01)
       assert.equal("ETIMEDOUT", code)
       core.fd.write(two, "x")
-      assert.is_true(poller:readable(1))
+      assert.is_true(poller:readable(60))
       core.fd.read(one, 10)
       async.after(0.005, function()
         poller:close()
@@ -157,7 +178,7 @@ describe("watching a broken socket", function()
         local poller = async.poller(one:number())
         core.fd.write(one, "never read")
         async.after(0.01, function() two:close() end)
-        assert(poller:readable(5))
+        assert(poller:readable(60))
         print(select(3, core.fd.read(one, 10)))
       end)
     ]]
