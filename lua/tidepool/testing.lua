@@ -11,8 +11,10 @@ local read_file = require("tidepool.file").read
 
 local testing = {}
 
-local FILE_LIMIT = 600 -- seconds for one spec file
-local SILENCE_LIMIT = 240 -- seconds without a word from it; a test that builds an image takes a minute
+-- A test that builds an image takes a minute, and several on a machine that is busy with other things.
+local FILE_LIMIT = 1200 -- seconds for one spec file
+local SILENCE_LIMIT = 480 -- seconds without a word from it
+local STORY = 100 -- lines of what failed that are told again at the end, for each program
 
 local totals
 local running -- the process group of the program that runs now
@@ -29,14 +31,18 @@ local function count(passed, failed, skipped)
   totals.skipped = totals.skipped + skipped
 end
 
+-- Notes what failed, to be told at the end: where a log is long, its beginning and its end are what is seen.
+local function broken(name, story)
+  totals.broken[#totals.broken + 1] = { name = name, story = story or "" }
+end
+
 local function verdict(name, ok, story)
   count(ok and 1 or 0, ok and 0 or 1, 0)
-  if not ok then
-    totals.broken[#totals.broken + 1] = name
-  end
   say(ok and "  ok   " or "  FAIL ", name, "\n")
-  if not ok and story and story ~= "" then
-    say("      ", (story:gsub("%s+$", ""):gsub("\n", "\n      ")), "\n")
+  if not ok then
+    story = story and story:find("%S") and "      " .. story:gsub("%s+$", ""):gsub("\n", "\n      ") .. "\n" or ""
+    say(story)
+    broken(name, story)
   end
 end
 
@@ -71,7 +77,7 @@ end
 -- Programs ---------------------------------------------------------------------------------------
 
 -- Runs a program in a session of its own, at most `limit` seconds, and at most `silence` without
--- output. That is shown as it comes (options.quiet: returned instead).
+-- output. That is shown as it comes, unless options.quiet.
 -- Returns its exit status (or "timeout", or "signal N") and the output.
 local function run(argv, options)
   local args = { unpack(argv, 2) }
@@ -101,10 +107,10 @@ local function run(argv, options)
   pipe:read_start(async.guarded(function(err, bytes)
     heard = uv.hrtime()
     if err or not bytes then
-      reading:set(true)
-    elseif options.quiet then
-      parts[#parts + 1] = bytes
-    else
+      return reading:set(true)
+    end
+    parts[#parts + 1] = bytes
+    if not options.quiet then
       say(bytes)
     end
   end))
@@ -178,8 +184,8 @@ local function c_tests(build)
     count(tonumber(of) - tonumber(failed), tonumber(failed), 0)
     say("  ", status == 0 and "ok   " or "FAIL ", "C tests, ", of, "\n")
     if status ~= 0 then
-      totals.broken[#totals.broken + 1] = "C tests"
       say(story)
+      broken("C tests", story)
     end
   end
 end
@@ -243,6 +249,22 @@ local function choose(files, pattern)
   return files, pattern
 end
 
+-- Of what a spec file has printed: each failure with its story, and the end of it all when it broke off.
+local function failures(output, broke_off)
+  local told, failing, last = {}, false, {}
+  for line in output:gmatch("[^\n]+") do
+    failing = line:find("^  FAIL") ~= nil or failing and line:find("^      ") ~= nil
+    if failing and #told < STORY then
+      told[#told + 1] = line
+    end
+    last[#last + 1] = line
+  end
+  if broke_off then
+    told[#told + 1] = table.concat(last, "\n", math.max(1, #last - 20))
+  end
+  return table.concat(told, "\n") .. "\n"
+end
+
 local function run_spec(file, filter, root)
   say(file, "\n")
   local counts = root .. "/counts"
@@ -255,7 +277,7 @@ local function run_spec(file, filter, root)
   end
   argv[#argv + 1] = file
   local began = uv.hrtime()
-  local status = run(argv, {
+  local status, output = run(argv, {
     env = environment({
       TIDEPOOL_STATE = paths.build() .. "/test-state",
       TIDEPOOL_RUN = root .. "/run",
@@ -266,12 +288,15 @@ local function run_spec(file, filter, root)
   totals.times[#totals.times + 1] = { file = file, seconds = (uv.hrtime() - began) / 1e9 }
   local passed, failed, pending = (read_file(counts) or ""):match("^(%d+) (%d+) (%d+)")
   count(tonumber(passed) or 0, tonumber(failed) or 0, tonumber(pending) or 0)
-  if not passed or (status ~= 0 and tonumber(failed) == 0) then
+  local broke_off = not passed or (status ~= 0 and tonumber(failed) == 0)
+  if broke_off then
     count(0, 1, 0)
-    say("  FAIL ", file, ": ended with ", tostring(status), " before its last test did\n")
+    local line = ("  FAIL %s: ended with %s before its last test did\n"):format(file, tostring(status))
+    say(line)
+    output = output .. line
   end
   if status ~= 0 then
-    totals.broken[#totals.broken + 1] = file
+    broken(file, failures(output, broke_off))
   end
 end
 
@@ -297,15 +322,29 @@ local function prepare_state()
   end
 end
 
+local function support(name, root)
+  return run({ "luajit", paths.repo() .. "/spec/support/" .. name .. ".lua" }, {
+    quiet = true,
+    env = environment({
+      TIDEPOOL_STATE = paths.build() .. "/test-state",
+      TIDEPOOL_RUN = root .. "/run",
+      TIDEPOOL_TEST_ROOT = root,
+    }),
+  })
+end
+
+-- Ends what an earlier run, killed, has left.
+local function beginning(root)
+  local status, story = support("beginning", root)
+  say(story)
+  if status ~= 0 then
+    verdict("what an earlier run has left can be ended", false, story)
+  end
+end
+
 -- Ends the shared server and looks at what it, or a spec's own, left on the machine.
 local function ending(root)
-  uv.os_setenv("TIDEPOOL_STATE", paths.build() .. "/test-state")
-  uv.os_setenv("TIDEPOOL_RUN", root .. "/run")
-  local status, story = run({ "luajit", paths.repo() .. "/spec/support/ending.lua" }, {
-    quiet = true,
-    limit = 120,
-    env = environment({ TIDEPOOL_TEST_ROOT = root }),
-  })
+  local status, story = support("ending", root)
   verdict("nothing is left on the machine", status == 0, story)
 end
 
@@ -353,6 +392,7 @@ function testing.main(args)
       replay_corpora()
     end
     local root = assert(uv.fs_mkdtemp("/var/tmp/tidepool-test-XXXXXX"))
+    beginning(root)
     prepare_state()
     local files, filter = choose(spec_files(), pattern)
     for _, file in ipairs(files) do
@@ -373,10 +413,10 @@ function testing.main(args)
   say("\n", tostring(os.time() - began), " s", #slow > 0 and "; slowest: " or "", table.concat(slow, ", "), "\n")
   if interrupted then
     count(0, 1, 0)
-    totals.broken[#totals.broken + 1] = "interrupted"
+    broken("interrupted")
   end
-  for _, name in ipairs(totals.broken) do
-    say("failed: ", name, "\n")
+  for _, one in ipairs(totals.broken) do
+    say("failed: ", one.name, "\n", one.story)
   end
   say(string.format("%d passed, %d failed, %d skipped\n", totals.passed, totals.failed, totals.skipped))
   return totals.failed == 0 and 0 or 1

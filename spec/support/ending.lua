@@ -13,7 +13,7 @@ local function close(server)
 end
 
 local shared = os.getenv("TIDEPOOL_RUN")
-for _, server in ipairs(machine.servers(root)) do
+for _, server in ipairs(machine.servers(function(run) return run:sub(1, #root) == root end)) do
   if server.run ~= shared then
     left[#left + 1] = "a server of a spec file, at " .. server.run
   end

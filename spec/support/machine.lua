@@ -68,10 +68,11 @@ function machine.processes_in(cgroup)
   return pids
 end
 
---- Calls fn until it returns something true, and returns that; false after `timeout` seconds (5).
+--- Calls fn until it returns something true, and returns that; false after `timeout` seconds, 60 unless
+-- given: what takes a moment here may take long on a machine that is busy with other things.
 function machine.eventually(fn, timeout)
   return async.within(function()
-    local until_ = uv.hrtime() + (timeout or 5) * 1e9
+    local until_ = uv.hrtime() + (timeout or 60) * 1e9
     while true do
       local value = fn()
       if value then
@@ -83,6 +84,19 @@ function machine.eventually(fn, timeout)
       async.sleep(0.02)
     end
   end)
+end
+
+--- What fn returns once that has stood still for a quarter of a second.
+function machine.settled(fn)
+  local last, since
+  machine.eventually(function()
+    local value = fn()
+    if value ~= last then
+      last, since = value, uv.hrtime()
+    end
+    return uv.hrtime() - since > 0.25e9
+  end)
+  return last
 end
 
 -- Servers, spawners, whatever a server started outside of a sandbox: they inherit its environment.
@@ -99,15 +113,16 @@ local function processes_of(run)
   return found
 end
 
---- The servers whose run directory is below `root`: a list of { pid, state, run }.
-function machine.servers(root)
+--- The servers of whose run and state directory `chosen` says yes: a list of { pid, state, run }.
+function machine.servers(chosen)
   local found = {}
   for _, pid in ipairs(machine.names("/proc")) do
     local environ = pid:match("^%d+$") and machine.read("/proc/" .. pid .. "/environ")
     local run = environ and ("\0" .. environ):match("%zTIDEPOOL_RUN=(%Z*)")
+    local state = environ and ("\0" .. environ):match("%zTIDEPOOL_STATE=(%Z*)")
     local command = machine.read("/proc/" .. pid .. "/cmdline") or ""
-    if run and run:sub(1, #root) == root and command:find("\0serve\0", 1, true) then
-      found[#found + 1] = { pid = tonumber(pid), run = run, state = ("\0" .. environ):match("%zTIDEPOOL_STATE=(%Z*)") }
+    if run and state and command:find("\0serve\0", 1, true) and chosen(run, state) then
+      found[#found + 1] = { pid = tonumber(pid), run = run, state = state }
     end
   end
   return found
@@ -158,7 +173,7 @@ function machine.leftovers(state, run, instance)
       left[#left + 1] = "a mount below " .. state
     end
     return #left == 0
-  end, 10)
+  end, 30)
   return left
 end
 
