@@ -93,12 +93,9 @@ describe("the file agent", function()
     other.call("begin", { path = "/tmp/unfinished" })
     other.send("write", { data = "x" })
     other.channel:close()
-    for _ = 1, 100 do
-      if next((list(agent, "/tmp"))) == nil then
-        break
-      end
-      uv.sleep(10)
-    end
+    harness.eventually(function()
+      return next((list(agent, "/tmp"))) == nil
+    end)
     assert.same({}, (list(agent, "/tmp")))
   end)
 
@@ -266,13 +263,14 @@ describe("the file agent", function()
     for _, bytes in ipairs({ "", "\1", "\99\0\0\0\1\0\0\0", ("\255"):rep(50) }) do
       local other = assert(init:agent("agent"))
       other.channel:send(bytes)
-      local message, _, code = other.receive(5)
+      local message, _, code = other.receive()
       assert.is_nil(message)
       assert.not_equal("ETIMEDOUT", code)
       other.channel:close()
     end
-    uv.sleep(100)
-    assert.equal("", init:sh("ps -eo user,args | grep '^agent.*tidepool/ini[t]' | tail -n +2").stdout)
+    assert.is_true(harness.eventually(function()
+      return init:sh("ps -eo user,args | grep '^agent.*tidepool/ini[t]' | tail -n +2").stdout == ""
+    end))
   end)
 
   it("leaves no descriptor in init", function()

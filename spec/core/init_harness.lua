@@ -54,10 +54,10 @@ function harness.program()
   return (os.getenv("TIDEPOOL_BUILD") or ".build") .. "/tidepool-init"
 end
 
---- Waits for a descriptor; true or false when `timeout` (seconds) has passed.
+--- Waits for a descriptor; true or false when `timeout` (seconds, 60 unless given) has passed.
 function harness.poll(fd, writable, timeout)
   local entry = ffi.new("struct harness_pollfd[1]", { { fd, writable and 4 or 1, 0 } })
-  return ffi.C.poll(entry, 1, math.floor((timeout or 10) * 1000)) > 0
+  return ffi.C.poll(entry, 1, math.floor((timeout or 60) * 1000)) > 0
 end
 
 function harness.start(options)
@@ -85,7 +85,7 @@ function harness.start(options)
   self.serial = 0
   self.events = {}
   self:connect()
-  assert(self:request("hello", nil, nil, 5).type == "welcome")
+  assert(self:request("hello").type == "welcome")
   return self
 end
 
@@ -237,7 +237,7 @@ end
 
 --- Reads until the output so far matches a pattern; the output.
 function harness.expect(stream, pattern, timeout)
-  local text, deadline = "", uv.hrtime() + (timeout or 10) * 1e9
+  local text, deadline = "", uv.hrtime() + (timeout or 60) * 1e9
   while not text:find(pattern) do
     local frame, message = harness.frame(stream, (deadline - uv.hrtime()) / 1e9)
     if not frame then
@@ -375,7 +375,7 @@ end
 
 function Init:stop()
   self.handle:kill("sigkill")
-  for _ = 1, 500 do
+  for _ = 1, 6000 do
     if self.exited.code then
       break
     end
@@ -390,9 +390,9 @@ function Init:stop()
   uv.fs_rmdir(self.root)
 end
 
---- Whether fn comes true within three seconds.
+--- Whether fn comes true within a minute.
 function harness.eventually(fn)
-  for _ = 1, 300 do
+  for _ = 1, 6000 do
     if fn() then
       return true
     end

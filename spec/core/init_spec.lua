@@ -254,11 +254,12 @@ describe("init", function()
     assert.equal(0, init:sh("true").exit.code)
     local answer
     repeat
-      answer = assert(init:receive(15))
+      answer = assert(init:receive())
     until answer.serial == serial
     directory:close()
     assert.same({ "failed", "ETIMEDOUT" }, { answer.type, answer.code })
-    assert.is_true(math.abs((uv.hrtime() - began) / 1e9 - 10) < 2)
+    local took = (uv.hrtime() - began) / 1e9
+    assert.is_true(took > 8 and took < 60, tostring(took))
     assert.equal(before, init:fd_count())
     assert.is_true(harness.eventually(function()
       return uv.fs_rmdir(path)
@@ -287,20 +288,23 @@ describe("init", function()
     end)
 
     it("does not wait for a child that keeps the pipe open", function()
-      local before = uv.hrtime()
-      local result = init:sh("echo early; (sleep 1; echo late) & exit 4")
-      assert.is_true(uv.hrtime() - before < 0.9e9)
+      local result = init:sh("echo early; (until [ -e /tmp/go ]; do sleep 0.05; done; echo late) & exit 4")
       assert.equal("early\n", result.stdout)
       assert.equal(4, result.exit.code)
-      uv.sleep(1200)
-      local _, stream = init:attach(result.id, {})
-      assert.equal("early\nlate\n", harness.collect(stream).stdout)
+      init:sh("touch /tmp/go")
+      assert.is_true(harness.eventually(function()
+        local _, stream = init:attach(result.id, {})
+        local text = harness.collect(stream).stdout
+        stream:close()
+        return text == "early\nlate\n"
+      end))
     end)
 
     it("reaps orphans", function()
       init:sh("for i in 1 2 3 4 5; do (sleep 0.1 & ) ; done")
-      uv.sleep(300)
-      assert.equal("", init:sh("ps -eo stat= | grep Z").stdout)
+      assert.is_true(harness.eventually(function()
+        return init:sh("ps -eo stat=,args= | grep -e ^Z -e '[s]leep'").stdout == ""
+      end))
     end)
 
     it("lists what runs and what has ended, until it is forgotten", function()
@@ -314,7 +318,7 @@ describe("init", function()
         first.id, first.pid, first.name, first.user, first.cwd, first.key, first.running,
       })
       assert.same({ "sleep", "60" }, first.argv)
-      assert.is_true(math.abs(first.started - os.time()) < 5)
+      assert.is_true(math.abs(first.started - os.time()) < 300)
       assert.same({ ended.id, "code", 2, 0, 4 }, {
         second.id, second.kind, second.code, second.start_offset, second.end_offset,
       })
@@ -359,21 +363,25 @@ describe("init", function()
 
     it("ends when told to, after a grace for those who ignore TERM", function()
       init:sh("trap '' TERM; sleep 60 & echo", {})
-      init:start_detached({ argv = { "sh", "-c", "trap 'exit 3' TERM; sleep 60 & wait" } })
-      local stubborn = init:start_detached({ argv = { "sh", "-c", "trap '' TERM; while :; do sleep 1; done" } })
-      uv.sleep(100)
+      local stubborn
+      for _, line in ipairs({ "trap 'exit 3' TERM; echo up; sleep 60 & wait", "trap '' TERM; echo up; while :; do sleep 1; done" }) do
+        local answer, stream = init:start({ argv = { "sh", "-c", line }, lossless = false })
+        assert(harness.expect(stream, "up"))
+        stream:close()
+        stubborn = answer
+      end
       local before = uv.hrtime()
       assert.equal("ok", init:request("shutdown", { grace = 500 }).type)
       local codes = {}
       while true do
-        local message = init:receive(5)
+        local message = init:receive()
         if not message then
           break
         end
         codes[message.id] = message.code
       end
       local took = (uv.hrtime() - before) / 1e9
-      assert.is_true(took >= 0.4 and took < 3, tostring(took))
+      assert.is_true(took >= 0.4 and took < 60, tostring(took))
       assert.is_nil(codes[stubborn.id])
       assert.equal(3, codes[stubborn.id - 1])
       assert.is_true(harness.eventually(function()
@@ -385,10 +393,10 @@ describe("init", function()
     it("ends at once when everybody leaves at TERM", function()
       init:start_detached({ argv = { "sleep", "60" } })
       local before = uv.hrtime()
-      init:request("shutdown", { grace = 10000 })
-      while init:receive(5) do
+      init:request("shutdown", { grace = 600000 })
+      while init:receive() do
       end
-      assert.is_true(uv.hrtime() - before < 2e9)
+      assert.is_true(uv.hrtime() - before < 100e9)
     end)
   end)
 
@@ -406,10 +414,13 @@ describe("init", function()
     it("outlives a server that vanishes and tells the next one what happened", function()
       local started, stream = init:start({ argv = { "sh", "-c", "sleep 0.2; echo done; exit 5" }, lossless = false })
       init.channel:close()
-      uv.sleep(400)
       init:connect()
       init:request("hello")
-      local list = init:request("list").processes_listed
+      local list
+      assert.is_true(harness.eventually(function()
+        list = init:request("list").processes_listed
+        return not list[1].running
+      end))
       assert.same({ started.id, "code", 5 }, { list[1].id, list[1].kind, list[1].code })
       assert.equal("done\n", harness.collect(stream).stdout)
     end)
@@ -426,7 +437,7 @@ describe("init", function()
       for _ = 1, 8 do
         channels[#channels + 1] = assert(core.channel.connect(init.path))
       end
-      harness.poll(channels[8]:number(), false, 2)
+      harness.poll(channels[8]:number(), false)
       assert.equal("EPIPE", (select(3, channels[8]:receive())))
       for _, channel in ipairs(channels) do
         channel:close()
@@ -468,8 +479,8 @@ describe("init", function()
       local started, stream = init:start({ argv = { "sh", "-c", "echo one; read line; echo $line" }, stdin = true, lossless = false })
       assert.equal("one\n", harness.frame(stream).bytes)
       assert.equal("ok", init:request("quiesce").type)
-      assert.equal("EPIPE", select(3, init:receive(5)))
-      assert.equal("EPIPE", select(3, harness.frame(stream, 5)))
+      assert.equal("EPIPE", select(3, init:receive()))
+      assert.equal("EPIPE", select(3, harness.frame(stream)))
       stream:close()
 
       init:connect()

@@ -1,4 +1,3 @@
-local uv = require("luv")
 package.path = "spec/core/?.lua;" .. package.path
 local harness = require("init_harness")
 
@@ -95,8 +94,9 @@ describe("the output ring", function()
     for _, id in ipairs(ids) do
       assert.equal("ok", init:request("forget", { id = id }).type)
     end
-    uv.sleep(50)
-    status = io.open("/proc/" .. init:pid() .. "/status"):read("*a")
-    assert.is_true(tonumber(status:match("VmRSS:%s+(%d+)")) < 4 * 1024)
+    assert.is_true(harness.eventually(function()
+      status = io.open("/proc/" .. init:pid() .. "/status"):read("*a")
+      return tonumber(status:match("VmRSS:%s+(%d+)")) < 4 * 1024
+    end))
   end)
 end)

@@ -141,7 +141,7 @@ describe("a certificate to trust", function()
       assert.equal(0, support.run({ make[1], root .. bundle }).code)
       local before = uv.hrtime()
       start(root)
-      assert.is_true(uv.hrtime() - before < 2e9)
+      assert.is_true(uv.hrtime() - before < 60e9)
       assert.equal("o!", holds(root .. own_file))
       assert.are_not.equal("file", uv.fs_lstat(root .. bundle).type)
     end

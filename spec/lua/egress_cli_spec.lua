@@ -38,7 +38,7 @@ local function served(box)
   local info = support.eventually(function()
     local shown = assert(box:egress_show())
     return shown.state == "served" and shown
-  end, 10)
+  end)
   assert.is_truthy(info, "no egress process serves " .. box.name)
   return info.process.pid
 end
@@ -305,7 +305,7 @@ describe("a sandbox's egress", function()
         return true
       end
       resolve(box, "slow.test")
-    end, 20))
+    end))
     assert.is_nil(resolve(box, "fast.test"))
     served(other)
     assert.is_truthy(resolve(other, "fast.test"))
@@ -354,7 +354,7 @@ describe("a sandbox's egress", function()
     assert(a:destroy())
     assert.is_truthy(support.eventually(function()
       return not support.alive(first)
-    end, 10))
+    end))
     assert.equal(second, served(b))
   end)
 end)

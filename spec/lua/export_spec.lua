@@ -354,6 +354,6 @@ describe("an import whose server is killed", function()
     server:kill()
     assert.is_true(support.eventually(function()
       return #pool(server, "imports") == 0
-    end, 5))
+    end))
   end)
 end)

@@ -79,13 +79,13 @@ describe("a sandbox that does its worst", function()
     local bomb = assert(box:start({ "./hostile", "bomb" }, { name = "bomb" }))
     assert.is_true(support.eventually(function()
       return box:info().usage.pids >= 60
-    end, 20))
+    end))
     local result, message, code = box:exec("echo hi")
     assert.is_true(result ~= nil or code == "EAGAIN", message)
     assert(bomb:kill(0))
     assert.is_true(support.eventually(function()
       return box:info().usage.pids <= 2
-    end, 20))
+    end))
     assert.equal("alive\n", box:exec("echo alive").stdout)
   end)
 
@@ -131,7 +131,7 @@ describe("a sandbox that does its worst", function()
     for i = 1, 20 do
       assert.equal(i .. "\n", neighbour:exec("echo " .. i).stdout)
     end
-    assert.is_true(uv.hrtime() - before < 20e9)
+    assert.is_true(uv.hrtime() - before < 120e9)
     assert(box:stop({ grace = 0 }))
     assert.equal("stopped", box:info().state)
     assert.equal(server, support.shared():pid())

@@ -18,8 +18,8 @@ describe("exec", function()
     assert.equal("a\0\255b", result.stdout)
     assert.equal("err", result.stderr)
     assert.equal(0, result.dropped)
-    assert.is_true(result.wall_seconds > 0 and result.wall_seconds < 5)
-    assert.is_true(result.cpu_seconds > 0 and result.cpu_seconds < 5)
+    assert.is_true(result.wall_seconds > 0 and result.wall_seconds < 600)
+    assert.is_true(result.cpu_seconds > 0 and result.cpu_seconds < 600)
   end)
 
   it("takes a shell line as well as an argv", function()
@@ -100,28 +100,28 @@ describe("exec", function()
     local result = box:exec("setsid sleep 1000 & sleep 1000", { timeout = 0.3 })
     assert.is_true(result.timed_out)
     assert.equal(9, result.signal)
-    assert.is_true(result.wall_seconds < 3)
+    assert.is_true(result.wall_seconds < 500)
     assert.equal("", box:exec("pgrep sleep || ps | grep '[s]leep 1000'").stdout)
   end)
 
   it("returns when the command ends though a child keeps its pipes open", function()
-    local result = box:exec("sleep 300 & echo started")
+    local result = box:exec("sleep 1000 & echo started")
     assert.equal("started\n", result.stdout)
-    assert.is_true(result.wall_seconds < 3)
+    assert.is_true(result.wall_seconds < 500)
     box:exec("kill $(pgrep sleep)")
   end)
 
   it("streams output while the command runs", function()
-    local pieces, first = {}, nil
-    local started = os.time()
-    box:exec("echo one; sleep 1; echo two >&2", {
+    local pieces = {}
+    local result = assert(box:exec("echo one; until [ -e /tmp/seen ]; do sleep 0.05; done; echo two >&2", {
+      timeout = 60,
       on_output = function(stream, bytes)
-        first = first or os.time() - started
         pieces[#pieces + 1] = stream .. ":" .. bytes
+        assert(box:write("/tmp/seen", ""))
       end,
-    })
+    }))
     assert.same({ "stdout:one\n", "stderr:two\n" }, pieces)
-    assert.is_true(first <= 1)
+    assert.equal(0, result.exit_code)
   end)
 
   it("keeps at most the limit of each stream and counts the rest", function()
@@ -193,7 +193,7 @@ describe("a background process", function()
         local tasks = {}
         for i = 1, 20 do
           tasks[i] = function()
-            assert(own:start({ "true" }, { name = ("job-%d-%d"):format(round, i) })):wait(10)
+            assert(own:start({ "true" }, { name = ("job-%d-%d"):format(round, i) })):wait(60)
           end
         end
         async.all(tasks)
@@ -222,14 +222,14 @@ describe("a background process", function()
       local tasks = {}
       for i = 1, 5 do
         tasks[i] = function()
-          local started, _, code = box:start({ "sleep", "5" }, { name = "once" })
+          local started, _, code = box:start({ "sleep", "1000" }, { name = "once" })
           codes[code or "none"] = codes[code or "none"] + 1
           if started then
             started:kill(0)
           end
         end
         tasks[5 + i] = function()
-          local described = assert(box.client:call("start", { name = box.name, argv = { "sleep", "5" }, key = "the-key" }))
+          local described = assert(box.client:call("start", { name = box.name, argv = { "sleep", "1000" }, key = "the-key" }))
           ids[described.id] = true
         end
       end
@@ -244,7 +244,7 @@ describe("a background process", function()
   it("starts in what a server that was killed on the way had made for it", function()
     local leaf = support.cgroup_of(box) .. "/left-behind"
     assert(uv.fs_mkdir(leaf, 493))
-    local described = assert(box.client:call("start", { name = box.name, argv = { "sleep", "5" }, key = "left-behind" }))
+    local described = assert(box.client:call("start", { name = box.name, argv = { "sleep", "1000" }, key = "left-behind" }))
     assert.equal(1, #support.processes_in(leaf))
     box:process(described.id):kill(0)
   end)
@@ -253,20 +253,17 @@ describe("a background process", function()
     local process = assert(box:start("sleep 0.2; exit 5"))
     local _, _, code = process:wait(0.02)
     assert.equal("ETIMEDOUT", code)
-    assert.equal(5, process:wait(5).exit_code)
+    assert.equal(5, process:wait(60).exit_code)
     assert.equal(5, process:wait().exit_code)
   end)
 
   it("and all its children end by TERM, or by KILL after the grace", function()
-    local gentle = assert(box:start("trap 'echo bye; exit 0' TERM; while :; do sleep 0.1; done"))
-    support.eventually(function()
-      return gentle:info().pid
-    end)
-    box:exec("sleep 0.2")
-    assert.equal(0, gentle:kill(5).exit_code)
+    local gentle = assert(box:start("trap 'echo bye; exit 0' TERM; echo up; while :; do sleep 0.1; done"))
+    assert(gentle:wait_log("up"))
+    assert.equal(0, gentle:kill(60).exit_code)
     assert.matches("bye", gentle:logs().text)
-    local stubborn = assert(box:start("trap '' TERM; while :; do sleep 0.1; done"))
-    box:exec("sleep 0.2")
+    local stubborn = assert(box:start("trap '' TERM; echo up; while :; do sleep 0.1; done"))
+    assert(stubborn:wait_log("up"))
     assert.equal(9, stubborn:kill(0.3).signal)
   end)
 
@@ -282,7 +279,7 @@ describe("a background process", function()
 
   it("drops the oldest output when nobody reads, and counts it", function()
     local process = assert(box:start("head -c 3000000 /dev/zero | tr '\\0' x; echo end", { ring = 65536 }))
-    process:wait(20)
+    assert(process:wait(60))
     local log = process:logs()
     assert.equal(3000004, #log.text + log.lost)
     assert.is_true(#log.text <= 65536)
@@ -292,18 +289,18 @@ describe("a background process", function()
   it("takes input while it runs", function()
     local process = assert(box:start({ "cat" }, { stdin = true }))
     assert(process:write("ping\n"))
-    assert.equal("ping\n", (process:read(5)))
+    assert.equal("ping\n", (process:read(60)))
     process:eof()
-    assert.equal(0, process:wait(5).exit_code)
+    assert.equal(0, process:wait(60).exit_code)
   end)
 
   it("is not wedged by a client that goes away without reading", function()
     local process = assert(box:start("head -c 5000000 /dev/zero; echo done >/workspace/flag; sleep 100"))
     local connection = assert(process:connect({ lossless = true }))
     connection:close()
-    support.eventually(function()
+    assert(support.eventually(function()
       return (box:read("/workspace/flag") or ""):find("done") ~= nil
-    end, 10)
+    end))
     process:kill(0)
   end)
 
@@ -327,10 +324,10 @@ describe("waiting for a port", function()
     local _, _, code = box:wait_port(8123, { timeout = 0.1 })
     assert.equal("ETIMEDOUT", code)
     local server = assert(box:start("sleep 0.2; nc -l -p 8123 || busybox nc -l -p 8123"))
-    assert(server:wait_port(8123, { timeout = 10 }))
+    assert(server:wait_port(8123, { timeout = 60 }))
     server:kill(0)
     local short = assert(box:start("exit 1"))
-    _, _, code = short:wait_port(8124, { timeout = 10 })
+    _, _, code = short:wait_port(8124, { timeout = 60 })
     assert.equal("ESRCH", code)
   end)
 end)
@@ -351,7 +348,7 @@ describe("waiting for a line of output", function()
     assert.equal("three", process:wait_log("three"))
     assert.equal("two (2)", process:wait_log("%w", { since = 4 }))
     assert.equal("ESRCH", select(3, process:wait_log("four")))
-    local silent = assert(box:start("sleep 10"))
+    local silent = assert(box:start("sleep 1000"))
     local result, message, code = silent:wait_log("x", { timeout = 0.1 })
     assert.is_nil(result)
     assert.matches("0.1 s", message, 1, true)

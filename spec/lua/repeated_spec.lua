@@ -128,7 +128,7 @@ describe("a request whose server is killed on its way", function()
     assert.same({ "base", "copy" }, labels())
     assert.is_true(support.eventually(function()
       return #pool("staging") == 0
-    end, 10))
+    end))
   end)
 
   it("imports an archive once", function()

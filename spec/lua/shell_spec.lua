@@ -31,7 +31,7 @@ describe("shell, attach and exec -it in a real terminal", function()
     local found = support.eventually(function()
       last = screen(pane)
       return last:find(pattern) ~= nil
-    end, 15)
+    end)
     assert(found, ("no %q on the screen:\n%s"):format(pattern, last))
   end
 
@@ -70,7 +70,9 @@ describe("shell, attach and exec -it in a real terminal", function()
     cli("shell " .. box.name)
     see("[$#] *\n+$")
     keys("sleep 1000", "Enter")
-    support.eventually(function() return false end, 0.3)
+    assert(support.eventually(function()
+      return box:exec("pgrep -x sleep || ps | grep '[s]leep 1000'").exit_code == 0
+    end))
     keys("C-c")
     keys("echo status=$?", "Enter")
     see("status=130\n")

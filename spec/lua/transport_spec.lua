@@ -29,7 +29,7 @@ local function receive(channel)
       return bytes, fds
     end
     assert.equal("EAGAIN", code)
-    assert(async.readable(channel:number(), 5))
+    assert(async.readable(channel:number(), 60))
   end
 end
 
@@ -71,9 +71,9 @@ describe("a transport", function()
         peer:send(tostring(i))
       end
       while not peer:flush() do
-        assert(async.writable(peer:number(), 5))
+        assert(async.writable(peer:number(), 60))
       end
-      assert(all:wait(5))
+      assert(all:wait(60))
       for i = 1, 1000 do
         assert.equal(tostring(i), seen[i])
       end

@@ -56,7 +56,11 @@ end
 
 --- Behind a link. Fields: v4, v6 (its addresses), host4, host6 (this host's on that link), port.
 function canary.outside()
-  local k = uv.random(1):byte() % 60
+  local k
+  local taken = support.run({ "ip", "-o", "-4", "addr" }).stdout
+  repeat
+    k = uv.random(1):byte() % 60
+  until not taken:find((" 198.51.100.%d/"):format(k * 4 + 1), 1, true) -- by another run of this
   local name = "tp-" .. support.unique()
   local v4, v6 = "198.51.100." .. k * 4, ("2001:db8:51:%x::"):format(k)
   run("netns", "add", name)

@@ -130,7 +130,7 @@ local function collect(stream, outcome)
       outcome[a] = b
       return outcome
     elseif kind == nil and b == "EAGAIN" then
-      assert(async.readable(stream:number(), 20))
+      assert(async.readable(stream:number(), 60))
     elseif kind == nil then
       return nil, a, b
     end
@@ -149,7 +149,7 @@ function Box:run(argv, options)
   local reply, message, code = self.link:request("start", {
     attach = true, lossless = true, follow = true, ring = 65536, key = name, name = "",
     user = options and options.user or "root", cwd = "/", argv = argv, env = {}, cols = 0, rows = 0,
-  }, { leaf, theirs }, 20)
+  }, { leaf, theirs }, 60)
   leaf:close()
   theirs:close()
   if not reply then
@@ -168,7 +168,7 @@ function Box:stop()
   self.link:close()
   steering.close(self.steering)
   assert(cgroup.kill(self.host.cgroups, self.spec.cgroup))
-  assert(async.readable(self.pidfd:number(), 10))
+  assert(async.readable(self.pidfd:number(), 60))
   self.pidfd:close()
   assert(cgroup.remove(self.host.cgroups, self.spec.cgroup))
 end

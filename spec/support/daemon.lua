@@ -21,13 +21,19 @@ function daemon.place(options)
   return support.scratch(), support.defer
 end
 
---- A TCP port of loopback that is free now. For programs that can't choose one themselves.
+--- A TCP port of loopback that is free now. For programs that can't choose one themselves. It is none of
+-- those that the kernel gives away by itself, so nobody gets it in the meantime by chance.
 function daemon.free_port()
-  local probe = uv.new_tcp()
-  assert(probe:bind("127.0.0.1", 0))
-  local port = probe:getsockname().port
-  probe:close()
-  return port
+  while true do
+    local high, low = uv.random(2):byte(1, 2)
+    local port = 10000 + (high * 256 + low) % 20000
+    local probe = uv.new_tcp()
+    local free = probe:bind("127.0.0.1", port) and probe:listen(1, function() end)
+    probe:close()
+    if free then
+      return port
+    end
+  end
 end
 
 --- Whether something listens on a port of 127.0.0.1.
@@ -56,7 +62,7 @@ function Daemon:stop()
   end
   self.stopped = true
   uv.kill(self.pid, "sigterm")
-  if not machine.eventually(function() return not machine.alive(self.pid) end, 3) then
+  if not machine.eventually(function() return not machine.alive(self.pid) end, 10) then
     uv.kill(self.pid, "sigkill")
   end
   uv.kill(-self.pid, "sigkill") -- its process group, for what outlived it
@@ -85,7 +91,7 @@ end
 
 --- Starts a program; options[1..n] is its argv. It is ready when its log has `ready` (a Lua pattern,
 -- whose capture is kept as `found`) or when `port` listens. Also: name, env, cwd, directory, defer.
--- Raises with its log when it ends before, or isn't ready in `timeout` seconds (15).
+-- Raises with its log when it ends before, or isn't ready in `timeout` seconds (60).
 function daemon.start(options)
   local directory, defer = daemon.place(options)
   local name = options.name or options[1]:match("[^/]+$")
@@ -100,7 +106,7 @@ function daemon.start(options)
       return self.found or not machine.alive(self.pid)
     end
     return daemon.listens(options.port) or not machine.alive(self.pid)
-  end, options.timeout or 15)
+  end, options.timeout or 60)
   if not ready or not machine.alive(self.pid) then
     self:stop()
     error(("%s did not start: %s"):format(name, self:log()), 2)

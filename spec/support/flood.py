@@ -31,16 +31,21 @@ def opened(count, first):
         except OSError:
             pass
         connections.append(connection)
-    time.sleep(C.get("hold", 1))
-    held = 0
-    for connection in connections:
-        try:
-            held += connection.recv(1) != b""
-        except BlockingIOError:
-            held += 1
-        except OSError:
-            pass
-    return {"alive": alive, "held": held}
+    open_ones, ended_ones = connections, None
+    while ended_ones != []:  # until no more of them end: a busy proxy takes its time
+        time.sleep(C.get("hold", 1))
+        ended_ones = [connection for connection in open_ones if has_ended(connection)]
+        open_ones = [connection for connection in open_ones if connection not in set(ended_ones)]
+    return {"alive": alive, "held": len(open_ones)}
+
+
+def has_ended(connection):
+    try:
+        return connection.recv(1) == b""
+    except BlockingIOError:
+        return False
+    except OSError:
+        return True
 
 
 def connects():

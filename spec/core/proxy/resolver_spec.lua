@@ -140,7 +140,7 @@ describe("the resolver", function()
 
   --- Waits as a user does: on the descriptor, or for as long as timeout() says.
   local function wait(resolver, wanted)
-    local found, count, deadline = {}, 0, uv.hrtime() + 10e9
+    local found, count, deadline = {}, 0, uv.hrtime() + 60e9
     local poll, timer = uv.new_poll(resolver:number()), uv.new_timer()
     while count < wanted and uv.hrtime() < deadline do
       poll:start("r", function()
@@ -162,7 +162,7 @@ describe("the resolver", function()
   local function resolve(name, options)
     options = options or {}
     options.servers = options.servers or { server }
-    options.timeout = options.timeout or 0.15
+    options.timeout = options.timeout or 2
     options.tries = options.tries or 2
     local resolver = assert(proxy.resolver.new(options))
     local id = assert(resolver:query(name))
@@ -187,25 +187,25 @@ describe("the resolver", function()
 
   it("doesn't wait long for one family when it has the other", function()
     local start = uv.hrtime()
-    assert.same({ "203.0.113.9" }, (resolve("late.test", { timeout = 5 })))
-    assert.is_true((uv.hrtime() - start) / 1e9 < 2)
+    assert.same({ "203.0.113.9" }, (resolve("late.test", { timeout = 60 })))
+    assert.is_true((uv.hrtime() - start) / 1e9 < 30)
   end)
 
   it("tells why there is no address", function()
     for name, code in pairs({ missing = "ENOENT", empty = "ENODATA", broken = "EIO", cut = "EBADMSG", liar = "ETIMEDOUT" }) do
-      local addresses, message, got = resolve(name .. ".test")
+      local addresses, message, got = resolve(name .. ".test", { timeout = code == "ETIMEDOUT" and 0.15 or nil })
       assert.is_nil(addresses)
       assert.equal(code, got, name .. ": " .. tostring(message))
     end
     local nobody = uv.new_udp()
     nobody:bind("127.0.0.1", 0)
     local silent = "127.0.0.1:" .. nobody:getsockname().port
-    assert.equal("ETIMEDOUT", (select(3, resolve("both.test", { servers = { silent } }))))
+    assert.equal("ETIMEDOUT", (select(3, resolve("both.test", { servers = { silent }, timeout = 0.15 }))))
     nobody:close()
     uv.run("nowait")
     assert.equal("EIO", (select(3, resolve("both.test", { servers = { silent } }))))
     -- A dead nameserver is passed over.
-    assert.same({ "203.0.113.9", "2001:db8::7" }, (resolve("both.test", { servers = { silent, server } })))
+    assert.same({ "203.0.113.9", "2001:db8::7" }, (resolve("both.test", { servers = { silent, server }, timeout = 0.15, tries = 10 })))
   end)
 
   it("answers the host's own names itself, whatever their case", function()
@@ -227,7 +227,7 @@ describe("the resolver", function()
   end)
 
   it("asks for many names at once, up to a limit", function()
-    local resolver = assert(proxy.resolver.new({ servers = { server }, timeout = 0.5, tries = 1 }))
+    local resolver = assert(proxy.resolver.new({ servers = { server }, timeout = 3, tries = 1 }))
     local ids = {}
     for i = 1, 1024 do
       ids[i] = assert(resolver:query(("%s.n%d.test"):format(i <= 50 and "both" or "mute", i)))

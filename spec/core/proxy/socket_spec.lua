@@ -24,7 +24,7 @@ local function udp(address)
 end
 
 local function till(try)
-  for _ = 1, 1000 do
+  for _ = 1, 20000 do
     local one, two, code = try()
     if one then
       return one, two

@@ -32,7 +32,7 @@ describe("a large body", function()
     support.eventually(function()
       most = math.max(most, resident())
       return process:wait(0.02)
-    end, 60)
+    end, 200)
     return most - before, assert(box:exec("cat /tmp/told")).stdout
   end
 

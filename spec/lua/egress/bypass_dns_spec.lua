@@ -32,7 +32,7 @@ describe("tunnelling by DNS", function()
       "python3", "-c", machine.read(paths.repo() .. "/spec/support/intruder.py"), cjson.encode({
         deeds = { deed }, v4 = outside.v4, v6 = outside.v6, host4 = outside.host4, host6 = outside.host6,
       }),
-    }, { timeout = 60 }))
+    }, { timeout = 200 }))
     assert.equal("", result.stderr)
     local outcome = cjson.decode(result.stdout)[deed]
     assert.same({}, host:seen())

@@ -41,7 +41,7 @@ describe("getting out of a sandbox that may reach nothing", function()
   end
 
   local function as_root(deed, from)
-    return judge(deed, assert((from or box):exec({ "python3", "-c", program(deed) }, { timeout = 60 })))
+    return judge(deed, assert((from or box):exec({ "python3", "-c", program(deed) }, { timeout = 200 })))
   end
 
   -- As root would inside who had been given every capability over the sandbox's namespaces, and no filter.
@@ -54,7 +54,7 @@ describe("getting out of a sandbox that may reach nothing", function()
 
   it("can be noticed: the canaries sing when they are met", function()
     local open = support.sandbox({ image = "debian", egress = { { name = "audit_only", options = {} } } })
-    local result = assert(open:exec({ "python3", "-c", program("connects") }, { timeout = 60 }))
+    local result = assert(open:exec({ "python3", "-c", program("connects") }, { timeout = 200 }))
     local outcome = cjson.decode(result.stdout).connects
     for _, address in ipairs({ outside.v4, outside.v6, "::ffff:" .. outside.v4 }) do
       assert.equal("canary", outcome[("%s port %d"):format(address, outside.port)])
@@ -67,7 +67,7 @@ describe("getting out of a sandbox that may reach nothing", function()
   it("does not lead to this host by its own addresses, though public ones are allowed", function()
     local open = support.sandbox({ image = "debian", egress = { { name = "audit_only", options = {} } } })
     assert(machine.eventually(function()
-      local result = assert(open:exec({ "python3", "-c", program("own") }, { timeout = 60 }))
+      local result = assert(open:exec({ "python3", "-c", program("own") }, { timeout = 200 }))
       local outcome = cjson.decode(result.stdout).own
       for address, what in pairs(outcome) do
         if not what:find("which is private", 1, true) then
@@ -75,7 +75,7 @@ describe("getting out of a sandbox that may reach nothing", function()
         end
       end
       return true
-    end, 10))
+    end))
     host:forget()
     outside:forget()
   end)

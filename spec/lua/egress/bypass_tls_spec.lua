@@ -30,7 +30,7 @@ end)
 -- What each name in a hello to the host brings.
 local function hellos(host, port, names)
   local program = machine.read(paths.repo() .. "/spec/support/hello.py")
-  local result = assert(box:exec({ "python3", "-c", program, cjson.encode({ host = host, port = port, names = names }) }, { timeout = 60 }))
+  local result = assert(box:exec({ "python3", "-c", program, cjson.encode({ host = host, port = port, names = names }) }, { timeout = 200 }))
   assert.equal("", result.stderr)
   return cjson.decode(result.stdout)
 end

@@ -73,7 +73,7 @@ describe("sandboxes whose server and egress processes are killed again and again
           local result = assert(box:exec(("nslookup %s | grep 'Address: 198'; wget -qO- http://a.test/echo 2>&1"):format(box.newest)))
           seen = result.stdout .. result.stderr
           return seen:find("Address: 198.", 1, true) and seen:find("GET /echo", 1, true)
-        end, 10), ("round %d: %s"):format(round, seen or "no answer"))
+        end), ("round %d: %s"):format(round, seen or "no answer"))
       end
     end
   end)

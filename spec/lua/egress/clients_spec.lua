@@ -69,7 +69,7 @@ describe("certificates inside are trusted by", function()
   end)
 
   local function inside(line, user)
-    local result = assert(box:exec({ "sh", "-c", line }, { timeout = 90, cwd = "/workspace", user = user }))
+    local result = assert(box:exec({ "sh", "-c", line }, { timeout = 200, cwd = "/workspace", user = user }))
     return result.stdout, result.exit_code, result.stderr
   end
 
@@ -176,7 +176,7 @@ for port in 80, 443:
       [[python3 -c 'import requests; print(requests.get("https://web.test/").text, end="")']],
       "GOPROXY=https://web.test GOSUMDB=off go list -m tiny.test/tiny@latest >&2 && echo hello from nginx",
     }) do
-      local result = assert(real:exec({ "sh", "-c", line }, { timeout = 60 }))
+      local result = assert(real:exec({ "sh", "-c", line }, { timeout = 200 }))
       assert.equal("hello from nginx\n", result.stdout, line .. ": " .. result.stderr)
     end
   end)

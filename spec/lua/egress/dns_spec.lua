@@ -22,7 +22,7 @@ describe("names in a sandbox", function()
   end)
 
   local function inside(line, where)
-    local result = assert((where or box):exec({ "sh", "-c", line }, { timeout = 60, user = "root" }))
+    local result = assert((where or box):exec({ "sh", "-c", line }, { timeout = 200, user = "root" }))
     return result.stdout, result.exit_code, result.stderr
   end
 
@@ -32,7 +32,7 @@ describe("names in a sandbox", function()
     for _, query in ipairs(queries) do
       query[3] = query[3] or { none = true }
     end
-    local result = assert(box:exec({ "python3", "-c", program }, { stdin = cjson.encode(queries), timeout = 60 }))
+    local result = assert(box:exec({ "python3", "-c", program }, { stdin = cjson.encode(queries), timeout = 200 }))
     assert.equal(0, result.exit_code, result.stderr)
     return unpack(cjson.decode(result.stdout))
   end
@@ -172,7 +172,7 @@ describe("names in a sandbox", function()
     assert.is_truthy(support.eventually(function()
       local process = assert(box:egress_show()).process
       return process and process.pid ~= pid
-    end, 10))
+    end))
     local fresh, after = ask({ "new.inside.test", A }, { "a.test", A })
     assert.same(before.answers, after.answers)
     assert.not_equal(before.answers[1].data, fresh.answers[1].data)

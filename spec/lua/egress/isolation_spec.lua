@@ -8,7 +8,7 @@ local function served(box)
   return support.eventually(function()
     local shown = assert(box:egress_show())
     return shown.state == "served" and shown.process.pid
-  end, 10)
+  end)
 end
 
 local function status_of(pid)

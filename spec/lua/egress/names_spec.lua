@@ -80,6 +80,6 @@ describe("the private addresses of names", function()
     for i = 1, 1000 do
       table_of:give("more" .. i)
     end
-    assert.is_true(os.clock() - began < 0.1)
+    assert.is_true(os.clock() - began < 1)
   end)
 end)

@@ -1,13 +1,12 @@
 -- Policies that change, and sandboxes that end, while a connection is on its way outside.
 local daemon = require("spec.support.daemon")
-local machine = require("spec.support.machine")
 local outside = require("spec.support.outside")
 local support = require("spec.support")
 local talk = require("spec.support.talk")
 local web = require("spec.support.web")
 
 describe("a connection that is on its way", function()
-  local world, box, go, number
+  local world, box, go, number, port
 
   setup(function()
     number = 0
@@ -19,8 +18,8 @@ describe("a connection that is on its way", function()
   local function stuck()
     number = number + 1
     go = ("%s/go-%d"):format(support.scratch(), number)
-    local server = daemon.python("stuck", { go = go })
-    return "127.0.0.1:" .. server.port
+    port = daemon.python("stuck", { go = go }).port
+    return "127.0.0.1:" .. port
   end
 
   local function policies(more)
@@ -31,17 +30,23 @@ describe("a connection that is on its way", function()
     return { allowed }
   end
 
+  -- How many connections to it have begun and not come through; some of them are its own.
+  local function knocking()
+    local found = support.run({ "ss", "-tnH", "state", "syn-sent", "dport = :" .. port })
+    return select(2, found.stdout:gsub("\n", ""))
+  end
+
   -- Begins it inside, and returns a function that gives all that it said once it has ended.
   local function connect(name)
+    local before = support.settled(knocking)
     local process = assert(box:start({ "bash", "-c", ([[exec 3<>/dev/tcp/stuck.test/7; echo in >/tmp/%s
       echo one >&3; read line <&3; echo "$line" >>/tmp/%s; read -t 3 line <&3; echo "over $?" >>/tmp/%s]]):format(name, name, name) },
       { name = name }))
-    assert(machine.eventually(function()
-      return (box:exec({ "cat", "/tmp/" .. name }).stdout or ""):find("in", 1, true)
-    end, 5))
-    box:exec("sleep 0.5") -- by then the egress process waits for the server
+    assert(support.eventually(function()
+      return knocking() > before
+    end), "the egress process does not ask for the server")
     return function()
-      process:wait(12)
+      process:wait(120)
       return assert(box:exec({ "cat", "/tmp/" .. name })).stdout
     end
   end

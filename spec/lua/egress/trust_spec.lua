@@ -22,7 +22,7 @@ apt-get update -qq -o Dir::Etc::SourceList=$PWD/$$/list -o Dir::Etc::SourceParts
 
 -- All of them at once; a line for each: its name and its output, or that it failed.
 local function script()
-  local lines = { 'cd "$(mktemp -d)"', 'try() { o=$(timeout 30 sh -c "$2" 2>$1.err </dev/null) && echo "$1: $o" || echo "$1: failed"; }' }
+  local lines = { 'cd "$(mktemp -d)"', 'try() { o=$(timeout 150 sh -c "$2" 2>$1.err </dev/null) && echo "$1: $o" || echo "$1: failed"; }' }
   for name, line in pairs(CLIENTS) do
     lines[#lines + 1] = ("try %s '%s' &"):format(name, line:gsub("'", [['\'']]))
   end
@@ -68,7 +68,7 @@ describe("the sandbox's certificate is trusted", function()
   local function clients(words, options)
     words[#words + 1] = script()
     options = options or {}
-    options.timeout = 60
+    options.timeout = 200
     local result = assert(box:exec(words, options))
     return outcomes(result.stdout), result.stderr
   end
@@ -92,7 +92,7 @@ describe("the sandbox's certificate is trusted", function()
 
   it("in a session", function()
     local shell = assert(box:session())
-    local result = assert(shell:exec(script(), { timeout = 60 }))
+    local result = assert(shell:exec(script(), { timeout = 200 }))
     shell:close()
     assert.same(all("hello from nginx"), outcomes(result.stdout), result.stderr)
   end)
@@ -104,10 +104,10 @@ python3 -c 'import sys, glob; sys.path.insert(0, glob.glob("/usr/share/python-wh
 from pip._vendor import requests; requests.adapters.DEFAULT_CA_BUNDLE_PATH = glob.glob("/usr/share/ca-certificates/mozilla/*.crt")[0]
 print(requests.get("https://web.test/").text, end="")']]
     for _, words in ipairs({ { "sh", "-c", own }, { "sudo", "-n", "sh", "-c", own } }) do
-      local result = assert(box:exec(words, { timeout = 60 }))
+      local result = assert(box:exec(words, { timeout = 200 }))
       assert.equal(("hello from nginx\n"):rep(2), result.stdout, result.stderr)
     end
-    assert.not_equal(0, assert(box:exec({ "env", "-i", "/bin/sh", "-c", own }, { timeout = 60 })).exit_code)
+    assert.not_equal(0, assert(box:exec({ "env", "-i", "/bin/sh", "-c", own }, { timeout = 200 })).exit_code)
     local names = [[env | grep -E '/(ca-certificates|tidepool)[.]crt$' | sort]]
     assert.equal(box:exec({ "sh", "-c", names }).stdout, box:exec({ "sudo", "-n", "sh", "-c", names }).stdout)
   end)
@@ -117,14 +117,14 @@ print(requests.get("https://web.test/").text, end="")']]
   end)
 
   it("after update-ca-certificates has written the bundle anew", function()
-    local result = assert(box:exec({ "update-ca-certificates" }, { user = "root", timeout = 60 }))
+    local result = assert(box:exec({ "update-ca-certificates" }, { user = "root", timeout = 200 }))
     assert.equal(0, result.exit_code, result.stderr)
     trusted({ "sh", "-c" })
   end)
 
   it("no more when root has thrown it out: every client refuses, with and without the environment", function()
     local result = assert(box:exec({ "sh", "-c", "rm /usr/local/share/ca-certificates/tidepool.crt && update-ca-certificates" },
-      { user = "root", timeout = 60 }))
+      { user = "root", timeout = 200 }))
     assert.equal(0, result.exit_code, result.stderr)
     for _, words in ipairs({ { "sh", "-c" }, { "env", "-i", "/bin/sh", "-c" } }) do
       local found, stderr = clients(words)

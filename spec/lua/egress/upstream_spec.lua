@@ -170,7 +170,7 @@ describe("an upstream", function()
     local text = support.eventually(function()
       local read = assert(box:exec("cat /tmp/mute")).stdout
       return read ~= "" and read
-    end, 20)
+    end)
     assert.matches("^HTTP/1.1 504 .*TLS with mute.test: timed out", text)
     assert.is_truthy(talk.entry(box, { action = "error", status = 504, host = "mute.test" }))
   end)

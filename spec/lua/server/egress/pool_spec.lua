@@ -143,11 +143,11 @@ describe("the pool of egress processes", function()
       assert.matches("egress process", message)
       local before = uv.hrtime()
       assert.is_nil((pool:wait(member)))
-      assert.is_true(uv.hrtime() - before < 1e8)
+      assert.is_true(uv.hrtime() - before < 10e9) -- as long as a start may take is 15 s
       assert(uv.fs_symlink(PEER, main))
       assert.is_truthy(support.eventually(function()
         return #owner.attached == 1
-      end, 10))
+      end))
     end)
   end)
 
@@ -304,7 +304,9 @@ describe("the pool of egress processes", function()
       collectgarbage("setpause", 200)
       collectgarbage("setstepmul", 200)
       collectgarbage()
-      assert.is_true(support.fd_count() <= before + 2)
+      assert.is_true(support.eventually(function()
+        return support.fd_count() <= before + 2
+      end))
       assert.same({}, server.state.db:rows("SELECT * FROM egress_processes"))
       for _, name in ipairs(support.names(server.directory)) do
         assert.is_nil(name:match("^egress%-"), name)
