@@ -170,7 +170,7 @@ describe("the pool of egress processes", function()
       open("1")
       pool:warm()
       assert.is_truthy(support.eventually(function()
-        return #pool.reserve == 8
+        return #pool.reserve >= 8
       end))
       local seen = {}
       for _ = 1, 20 do
