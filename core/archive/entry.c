@@ -7,6 +7,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/mman.h>
 #include <sys/xattr.h>
 #include <unistd.h>
 
@@ -16,6 +17,7 @@
 #define WHITEOUT ".wh."
 #define BLOCK (512 * 1024)
 #define MAX_EXTENTS 65536
+#define MAX_HOLES (1ull << 60) /* bytes of an archive, which take half a minute */
 
 static void free_entry(struct archive_entry **entry) {
   archive_entry_free(*entry);
@@ -113,21 +115,27 @@ static int add_attributes(struct archive_entry *entry, int fd, struct tp_error *
   return 0;
 }
 
-/* Where the data is, so that holes stay holes. */
-static void add_extents(struct archive_entry *entry, int fd, off_t size) {
-  off_t end = 0;
+/* Where the data is, so that holes stay holes. What follows the last extent that we note is read as if it
+ * were all data, unless that would make much of little. */
+static int add_extents(struct archive_entry *entry, int fd, const struct statx *st, struct tp_error *err) {
+  off_t end = 0, size = (off_t)st->stx_size;
   for (int i = 0; i < MAX_EXTENTS && end < size; i++) {
     off_t start = lseek(fd, end, SEEK_DATA);
     if (start < 0) {
       if (i == 0)
         archive_entry_sparse_add_entry(entry, size, 0); /* nothing but a hole */
-      return;
+      return 0;
     }
-    end = i == MAX_EXTENTS - 1 ? size : lseek(fd, start, SEEK_HOLE);
+    bool last = i == MAX_EXTENTS - 1;
+    if (last && (uint64_t)(size - start) / 8 > st->stx_blocks * 512)
+      return tp_fail(err, EFBIG, "pack a file with more than %d holes that would fill %lld bytes", MAX_EXTENTS,
+                     (long long)size);
+    end = last ? size : lseek(fd, start, SEEK_HOLE);
     if (end < 0 || end > size)
       end = size;
     archive_entry_sparse_add_entry(entry, start, end - start);
   }
+  return 0;
 }
 
 static int put_header(struct tp_pack *pack, struct archive_entry *entry, struct tp_error *err) {
@@ -143,11 +151,22 @@ static int put_data(struct tp_pack *pack, const char *bytes, size_t length, stru
   return 0;
 }
 
-/* The writer leaves out what the extents don't name, but wants to be walked through it. */
+/* The writer leaves out what the extents don't name, but wants to be walked through it, in steps of an
+ * int: it looks at none of these bytes. A file may claim 8 EiB, and a sandbox have many of those. */
 static int put_zeros(struct tp_pack *pack, off_t count, struct tp_error *err) {
-  static const char zeros[BLOCK];
-  for (; count > 0; count -= BLOCK) {
-    if (put_data(pack, zeros, count < BLOCK ? (size_t)count : BLOCK, err) < 0)
+  static const off_t step = 1 << 30;
+  static char *zeros;
+  if (!zeros) {
+    void *map = mmap(NULL, (size_t)step, PROT_READ, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+    if (map == MAP_FAILED)
+      return tp_fail(err, errno, "reserve zeros");
+    zeros = map;
+  }
+  if ((uint64_t)count > MAX_HOLES - pack->holes)
+    return tp_fail(err, EFBIG, "pack more than 1 EiB of holes");
+  pack->holes += (uint64_t)count;
+  for (; count > 0; count -= step) {
+    if (put_data(pack, zeros, (size_t)(count < step ? count : step), err) < 0)
       return -1;
     tp_report_progress(&pack->report, pack->report_fd, &pack->reported);
   }
@@ -193,8 +212,8 @@ static int put_file(struct tp_pack *pack, struct archive_entry *entry, int direc
   archive_entry_set_size(entry, size);
   if (add_attributes(entry, fd, err) < 0)
     return -1;
-  if (st->stx_blocks * 512 < st->stx_size)
-    add_extents(entry, fd, size);
+  if (st->stx_blocks * 512 < st->stx_size && add_extents(entry, fd, st, err) < 0)
+    return -1;
   /* Writing the header eats the extents. */
   TP_ENTRY struct archive_entry *kept = archive_entry_clone(entry);
   if (!kept)

@@ -9,6 +9,7 @@
 struct tp_pack {
   struct tp_sink sink;
   bool against_base; /* what is left out must then be hidden */
+  uint64_t holes;    /* bytes so far */
   int report_fd;
   int64_t reported;
   struct tp_report report;

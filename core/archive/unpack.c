@@ -1,7 +1,7 @@
 /* tidepool-unpack: extracts archives into a directory, confined to it.
  *
  *   tidepool-unpack --target DIR --uid-base N [--count 65536] [--plain] [--finish]
- *                   [--max-bytes N] [--max-entries N] [--blobs DIR]
+ *                   [--max-bytes N] [--max-file N] [--max-entries N] [--blobs DIR]
  *                   --stdin | --layer PATH [--at N --length N] [--digest sha256:HEX]
  *                   [--diff-id sha256:HEX] ...
  *   tidepool-unpack --print PATH --blobs DIR | --at N --length N [--digest sha256:HEX] [--max-bytes N]
@@ -13,6 +13,7 @@
  * of the layers as they are stored; TOTAL 0 when it isn't known) and at the end "done BYTES ENTRIES
  * SKIPPED"; standard error tells "CODE: message". Exit status 0, 1, or 2 for a wrong
  * command line. What failed leaves a target that the caller must delete.
+ * --max-bytes is for the content of all layers; --max-file, the same unless told, for a file with its holes.
  * --at and --length name a part of a file, as where a tar that isn't compressed holds a layer: --index
  * tells these of the tar on standard input (see index.h). --print copies a small file, or part of one,
  * to standard output once its digest is right. */
@@ -45,6 +46,7 @@ struct options {
   struct tp_layer layers[MAX_LAYERS];
   unsigned layer_count;
   bool finish;
+  uint64_t max_file; /* 0: as unpack.max_bytes */
   struct tp_unpack unpack;
 };
 
@@ -111,6 +113,8 @@ static int parse(int argc, char **argv, struct options *options) {
         options->range.count = (uint32_t)value;
       else if (strcmp(name, "--max-bytes") == 0 && number(argument, INT64_MAX, &value))
         options->unpack.max_bytes = value;
+      else if (strcmp(name, "--max-file") == 0 && number(argument, INT64_MAX, &value))
+        options->max_file = value;
       else if (strcmp(name, "--max-entries") == 0 && number(argument, UINT32_MAX, &value))
         options->unpack.max_entries = value;
       else
@@ -209,7 +213,8 @@ static void work(void *data, int report_fd) {
   struct tp_error err = {.code = 0};
   close(job->target);
   unpack->report_fd = report_fd;
-  int result = tp_confine_enter(TP_CONFINE_WRITE, job->tree, job->userns, unpack->max_bytes, &err);
+  uint64_t max_file = options->max_file ? options->max_file : unpack->max_bytes;
+  int result = tp_confine_enter(TP_CONFINE_WRITE, job->tree, job->userns, max_file, &err);
   tp_report_progress(&unpack->report, report_fd, &unpack->reported);
   umask(022);
   for (unsigned i = 0; result == 0 && i < options->layer_count; i++)

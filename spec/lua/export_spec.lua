@@ -216,6 +216,44 @@ describe("an exported snapshot", function()
     assert.equal("old\n", sh('cat "$1/full/one.tar"', scratch))
   end)
 
+  it("is for root alone to read, and takes the place of nothing but a file", function()
+    assert.equal(384, uv.fs_stat((export("origin@one", "one.tar"))).mode % 512) -- 0600
+    sh('mkdir "$1/directory" && mknod "$1/null" c 1 3 && ln -s one.tar "$1/link"', scratch)
+    for name, kind in pairs({ directory = "directory", null = "char", link = "link" }) do
+      local result, message, code = client:call("snapshot_export", { snapshot = "origin@one", file = scratch .. "/" .. name })
+      assert.is_nil(result)
+      assert.equal("EINVAL", code, message)
+      assert.matches(kind, message)
+      assert.equal(kind, uv.fs_lstat(scratch .. "/" .. name).type)
+    end
+  end)
+
+  it("has files that are mostly holes, within reason", function()
+    local other = support.server()
+    local odd = server:sandbox()
+    local function hole(size)
+      assert.equal(0, assert(odd:exec({ "dd", "if=/dev/zero", "of=/workspace/hole", "bs=1", "count=0", "seek=" .. size })).exit_code)
+    end
+    hole("1125899906842624")
+    assert(odd:snapshot("one"))
+    assert(import(other, (export(odd.name .. "@one", "hole.tar")), "moved@one"))
+    local size_and_blocks = { "sh", "-c", "stat -c '%s %b' " .. pool(other, "snapshots") .. "/*/root/workspace/hole" }
+    assert.equal("1125899906842624 0\n", support.run(size_and_blocks).stdout)
+    hole("9223372036854775807")
+    assert(odd:snapshot("two"))
+    local result, message, code = client:call("snapshot_export", { snapshot = odd.name .. "@two", file = scratch .. "/hole.tar" })
+    assert.is_nil(result)
+    assert.equal("EFBIG", code)
+    assert.matches("workspace/hole", message)
+  end)
+
+  it("may have any label, also one by which imports are known", function()
+    assert(client:call("snapshot_create", { name = box.name, label = "labelled", labels = { origin = "production" } }))
+    assert(import(server, (export("origin@labelled", "labelled.tar")), "copy@labelled"))
+    assert(client:call("snapshot_rm", { snapshot = "copy@labelled" }))
+    assert(client:call("snapshot_rm", { snapshot = "origin@labelled" }))
+  end)
+
   it("is refused when a byte of it is another, or its end is missing", function()
     local file = export("origin@one", "one.tar")
     sh([[cp "$1" "$2/flipped.tar"; printf X | dd of="$2/flipped.tar" bs=1 seek=1000000 conv=notrunc 2>/dev/null

@@ -221,7 +221,8 @@ function archive.read(store, options)
 end
 
 --- Applies layers first..last to options.target, by default all. `finish`: give it what every image has.
--- options.max_bytes: of content, and of each file; 32 GiB unless told.
+-- options.max_bytes: of content; 32 GiB unless told. options.max_file: of each file with its holes, max_bytes
+-- unless told.
 -- Returns { bytes, entries, skipped } | nil, message, code.
 function archive.apply(store, found, options, finish, first, last)
   local arguments = {}
@@ -236,6 +237,7 @@ function archive.apply(store, found, options, finish, first, last)
   add(store.common)
   add(finish and { "--finish" } or {})
   add(options.max_bytes and { "--max-bytes", ("%d"):format(options.max_bytes) } or {})
+  add(options.max_file and { "--max-file", ("%d"):format(options.max_file) } or {})
   return worker.unpack(options, arguments)
 end
 

@@ -65,12 +65,13 @@ end
 local TRIES = 20 -- who begins at the same time may come first
 
 --- A new file at `path`, locked as long as it is open, in the place of what an ended writer has left: it |
---- nil, message, code ("EBUSY": another one writes it). `mtime` is that of all in it.
+--- nil, message, code ("EBUSY": another one writes it). `mtime` is that of all in it. Like a sandbox's files it is
+--- for root to read.
 function tarfile.create(path, mtime)
   local message, code
   for _ = 1, TRIES do
     local fd
-    fd, message, code = core.fd.open(path, "wcxn", tonumber("644", 8))
+    fd, message, code = core.fd.open(path, "wcxn", tonumber("600", 8))
     if fd and core.fd.lock(fd) and is_at(fd, path) then
       return setmetatable({ fd = fd, path = path, at = 0, mtime = math.floor(mtime) }, Tarfile)
     elseif fd then

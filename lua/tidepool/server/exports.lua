@@ -1,6 +1,7 @@
 --- Snapshots as archives: exported as OCI images. Importing is in server/imports.lua.
 --
 -- Runs in the server; what reads a tree and writes the layers is a confined worker.
+local uv = require("luv")
 local image = require("tidepool.image")
 local log = require("tidepool.server.log")
 local random = require("tidepool.random")
@@ -50,7 +51,9 @@ function exports.identity(server, record, options)
   if not found then
     return nil, message, code
   end
-  return { uuid = record.labels.origin or found.uuid, taken = found.taken }
+  -- Whoever takes a snapshot may call a label the same; an import belongs to no sandbox.
+  local imported = (record.sandbox_id or 0) == 0
+  return { uuid = imported and record.labels.origin or found.uuid, taken = found.taken }
 end
 
 -- The layers of an archive: the changes to `parent`, or the image's and the changes to that, or, when
@@ -104,6 +107,15 @@ local function config_of(server, record)
   return { env = names, cmd = meta.cmd, cwd = meta.cwd, user = meta.user }
 end
 
+-- Whether an archive may take the file's place: nobody means /dev/null, which a rename would replace as well.
+local function replaceable(file)
+  local stat = uv.fs_lstat(file)
+  if stat and stat.type ~= "file" then
+    return nil, ("%s is there and is no file (%s): name another"):format(file, stat.type), "EINVAL"
+  end
+  return true
+end
+
 local function export(server, record, parent, params, options, pinned)
   local own, message, code = exports.identity(server, record, options)
   local above
@@ -132,6 +144,9 @@ end
 -- skipped, layers, digest } | nil, message, code. params: snapshot, file, parent, compression.
 function exports.export(server, params, progress)
   local ok, message, code = exports.absolute("snapshot export", params.file)
+  if ok then
+    ok, message, code = replaceable(params.file)
+  end
   local record, parent
   if ok then
     record, message, code = server.snapshots:get(params.snapshot)

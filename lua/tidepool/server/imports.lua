@@ -13,6 +13,7 @@ local verbs = require("tidepool.verbs")
 local imports = {}
 
 local LEAST = 32 * 2 ^ 30 -- bytes that an import may have, whatever the pool
+local MOST_FILE = 2 ^ 60 -- bytes of a file with its holes, which cost nothing; an export has no more of them in all
 local FORGOTTEN = 24 * 3600 -- seconds after which what an import left is not waited for
 
 --- Deletes what imports of earlier servers left and nobody has continued for a day, and what they had
@@ -36,7 +37,7 @@ local function apply_all(store, found, growing, parent, options)
     return nil, message, code
   end
   -- What the pool could hold: one that was exported from another must come in, a bomb must end.
-  options.max_bytes = math.max(LEAST, growing.storage:capacity())
+  options.max_bytes, options.max_file = math.max(LEAST, growing.storage:capacity()), MOST_FILE
   for i = done + 1, count do
     local ok
     ok, message, code = image.archive.apply(store, found, options, i == count and not found.snapshot, i, i)
@@ -57,7 +58,8 @@ local function parent_of(server, found, options)
     return true
   end
   for _, id in ipairs(server.snapshots:ids()) do
-    local record = server.snapshots:get(server.snapshots:address(id))
+    local address = server.snapshots:address(id) -- nil: it was deleted while we looked at others
+    local record = address and server.snapshots:get(address)
     local known = record and exports.identity(server, record, options)
     if known and known.uuid == found.parent then
       return record
