@@ -4,12 +4,20 @@
 -- when the server is killed at any instant; a power cut may lose the last ones, never the file's integrity.
 local uv = require("luv")
 local DBI = require("DBI")
+local async = require("tidepool.async")
 local cjson = require("cjson")
 
 local database = {}
 
 local Database = {}
 Database.__index = Database
+
+-- A checkpoint takes what was committed from the log into the file and waits for the disk, 10 ms and more,
+-- in which the server does nothing else. SQLite makes one in the commit that fills 1000 pages of log, in the
+-- middle of a burst; so we make it once the burst is over, and SQLite when it does not end.
+local DUE = 500 -- statements that have written, 3 pages or so each
+local QUIET = 0.25 -- seconds without any
+local LONGEST = 4000 -- pages of log, 16 MiB
 
 -- What SQLite says, as a code that a client can act on.
 local codes = {
@@ -49,11 +57,28 @@ local function execute(self, sql, ...)
   return statement
 end
 
+-- Makes a checkpoint when nothing was written for a moment. What it fails of, the next commit tells.
+local function settle(self)
+  local age = uv.hrtime() / 1e9 - self.wrote
+  if age >= QUIET then
+    self.settling, self.written = nil, 0
+    self:rows("PRAGMA wal_checkpoint(PASSIVE)")
+    return
+  end
+  self.settling = async.after(QUIET - age, function()
+    settle(self)
+  end)
+end
+
 --- Executes a statement that gives no rows: true | nil, message, code.
 function Database:execute(sql, ...)
   local statement, message, code = execute(self, sql, ...)
   if not statement then
     return nil, message, code
+  end
+  self.wrote, self.written = uv.hrtime() / 1e9, self.written + 1
+  if self.written >= DUE and not self.settling then
+    settle(self)
   end
   return true
 end
@@ -139,14 +164,15 @@ function database.open(path, what, migrations)
     uv.fs_fchmod(fd, 384)
     uv.fs_close(fd)
   end
-  local self = setmetatable({ what = what, statements = {} }, Database)
+  local self = setmetatable({ what = what, statements = {}, written = 0 }, Database)
   local db, message, code = DBI.Connect("SQLite3", path)
   if not db then
     return failed(self, path .. ": " .. tostring(message))
   end
   db:autocommit(true)
   self.db = db
-  for _, pragma in ipairs({ "journal_mode=WAL", "synchronous=NORMAL", "busy_timeout=5000" }) do
+  for _, pragma in ipairs({ "journal_mode=WAL", "synchronous=NORMAL", "busy_timeout=5000",
+    "wal_autocheckpoint=" .. LONGEST }) do
     local set
     set, message, code = self:rows("PRAGMA " .. pragma)
     if not set then
@@ -163,6 +189,9 @@ function database.open(path, what, migrations)
 end
 
 function Database:close()
+  if self.settling then
+    self.settling()
+  end
   self.statements = {}
   collectgarbage()
   self.db:close()

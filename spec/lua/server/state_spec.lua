@@ -1,5 +1,6 @@
 local uv = require("luv")
 local state = require("tidepool.server.state")
+local support = require("spec.support")
 
 describe("the state database", function()
   local path
@@ -40,6 +41,26 @@ describe("the state database", function()
     db:remove_sandbox(id)
     assert.same({}, db:sandboxes())
     db:close()
+  end)
+
+  it("is whole in its file a moment after a burst of changes, and not during one", function()
+    require("tidepool.async").run(function()
+      local db = state.open(path)
+      local id = db:add_sandbox("box", "debian", {}, 1)
+      local before = uv.fs_stat(path).size
+      for i = 1, 600 do
+        assert(db:set_sandbox(id, "running", "change " .. i, { pid = i, nonce = ("x"):rep(6000) }))
+      end
+      assert.equal(before, uv.fs_stat(path).size)
+      assert.truthy(support.eventually(function()
+        local file = assert(io.open(path, "rb"))
+        local text = file:read("*a")
+        file:close()
+        return text:find("change 600", 1, true)
+      end))
+      assert.equal("change 600", db:sandboxes()[1].reason)
+      db:close()
+    end)
   end)
 
   it("never gives an id twice", function()
