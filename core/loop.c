@@ -1,4 +1,4 @@
-/* The plan step that mounts the pool: a btrfs in an image file, over a loop device.
+/* The plan steps that mount and grow the pool: a btrfs in an image file, over a loop device.
  *
  * The loop is AUTOCLEAR: it goes with its last mount, and while sandboxes live their mounts keep it.
  * So a new server must find and mount *that* loop. Two loops on one image destroy it: whoever
@@ -7,6 +7,7 @@
 #include <dirent.h>
 #include <errno.h>
 #include <fcntl.h>
+#include <linux/btrfs.h>
 #include <linux/loop.h>
 #include <stdio.h>
 #include <string.h>
@@ -29,12 +30,18 @@ static int open_loop(unsigned number, char path[32], struct tp_error *err) {
   return fd < 0 ? tp_fail(err, errno, "open %s", path) : fd;
 }
 
-/* 1 when the open loop device has this file behind it; 0: another or none; -1. */
-static int is_behind(int loop, const struct stat *image, struct tp_error *err) {
+/* 1 when the open loop device has this file behind it; 0: another or none; -1, also when it has the file in
+ * another way than we attach it, which leaves it in doubt who uses it and how. */
+static int is_behind(int loop, const char *path, const struct stat *image, struct tp_error *err) {
   struct loop_info64 info;
   if (ioctl(loop, LOOP_GET_STATUS64, &info) < 0)
     return errno == ENXIO ? 0 : tp_fail(err, errno, "examine a loop device");
-  return info.lo_device == (uint64_t)image->st_dev && info.lo_inode == image->st_ino;
+  if (info.lo_device != (uint64_t)image->st_dev || info.lo_inode != image->st_ino)
+    return 0;
+  if (info.lo_flags & LO_FLAGS_READ_ONLY || info.lo_offset || info.lo_sizelimit)
+    return tp_fail(err, EBUSY, "the pool's image is attached to %s by somebody else, read-only or in part: "
+                   "unmount it there", path);
+  return 1;
 }
 
 /* The loop that has the image already, held open; -2: there is none. */
@@ -52,7 +59,7 @@ static int find_loop(const struct stat *image, char path[32], struct tp_error *e
     if (access(state, F_OK) < 0)
       continue;
     int fd = open_loop(number, path, err);
-    int behind = fd < 0 ? -1 : is_behind(fd, image, err);
+    int behind = fd < 0 ? -1 : is_behind(fd, path, image, err);
     if (behind > 0)
       found = fd;
     else if (fd >= 0)
@@ -109,14 +116,39 @@ int tp_step_pool(struct tp_run *run, const struct tp_step *step, struct tp_error
     return -1;
   if (mount(device, target, "btrfs", MS_NODEV | MS_NOSUID | MS_NOATIME, NULL) < 0) {
     int code = errno;
-    /* A pool that was in use on Linux 6.7 or newer has simple quotas, and no older one takes it. */
-    const char *hint = code == EINVAL ? " (damaged, or of a newer kernel: dmesg says which)" : "";
-    return tp_fail(err, code, "mount %s on %s%s", device, target, hint);
+    return tp_fail(err, code, "mount %s on %s", device, target);
   }
   if (chmod(target, 0700) < 0) {
     int code = errno;
     umount2(target, MNT_DETACH);
     return tp_fail(err, code, "chmod %s", target);
   }
+  return 0;
+}
+
+/* grow IMAGE TARGET BYTES: the image, its loop and the file system that is mounted at TARGET, to that size or
+ * what the image has already. While it is in use; cut off at any point, another `grow` ends it. */
+int tp_step_grow(struct tp_run *run, const struct tp_step *step, struct tp_error *err) {
+  (void)run;
+  const char *path = step->args[0].bytes, *target = step->args[1].bytes;
+  off_t bytes = (off_t)step->args[2].number;
+  TP_CLOSE int image = open(path, O_RDWR | O_CLOEXEC);
+  struct stat st;
+  if (image < 0 || fstat(image, &st) < 0)
+    return tp_fail(err, errno, "open %s", path);
+  char device[32];
+  TP_CLOSE int loop = find_loop(&st, device, err);
+  if (loop < 0)
+    return loop == -2 ? tp_fail(err, ENXIO, "no loop device has %s", path) : -1;
+  TP_CLOSE int directory = open(target, O_RDONLY | O_DIRECTORY | O_CLOEXEC);
+  if (directory < 0)
+    return tp_fail(err, errno, "open %s", target);
+  if (bytes > st.st_size && ftruncate(image, bytes) < 0)
+    return tp_fail(err, errno, "grow %s", path);
+  if (ioctl(loop, LOOP_SET_CAPACITY, 0) < 0)
+    return tp_fail(err, errno, "grow %s", device);
+  struct btrfs_ioctl_vol_args args = {.name = "max"};
+  if (ioctl(directory, BTRFS_IOC_RESIZE, &args) < 0)
+    return tp_fail(err, errno, "grow the file system of %s", target);
   return 0;
 }

@@ -39,8 +39,8 @@
   /* control groups: cgroup.c */                                                                   \
   X(group, "pn") X(dynmods, "") X(killgroup, "p") X(ungroup, "p")                                                \
   /* storage: btrfs.c, snapshot.c, loop.c */                                                       \
-  X(pool, "pp") X(subvolume, "pp") X(snapshot, "pppn") X(destroy, "pp") X(readonly, "pn")          \
-  X(quota, "p") X(limit, "pn") X(usage, "p") X(sync, "p")                                          \
+  X(pool, "pp") X(grow, "ppn") X(subvolume, "pp") X(snapshot, "pppn") X(destroy, "pp") X(readonly, "pn")          \
+  X(quota, "p") X(limit, "pn") X(usage, "p") X(sync, "p") X(reclaim, "p")                                          \
   /* a moment in which nothing runs: freeze.c */                                                   \
   X(freeze, "pn") X(thaw, "p")
 

@@ -137,6 +137,25 @@ function sandbox.memory.install(progress)
   return get_client():call("memory_install", {}, nil, progress)
 end
 
+sandbox.storage = {}
+
+--- Makes the pool larger while it is in use.
+---@param size? integer bytes that it is to have; else what its disk can hold
+---@return { size: integer, before: integer }? bytes
+---@return string? message
+---@return string? code "EINVAL" (that is smaller), "ENOSPC" (the disk can't hold it), "ENOTSUP" (it is no pool)
+function sandbox.storage.grow(size)
+  return get_client():call("storage_grow", { size = size })
+end
+
+--- Compares all of the pool with its checksums, which reads all of it, and repairs nothing.
+---@return { bytes: integer, errors: integer, damage: table<string, integer> }? found by kind, such as "csum"
+---@return string? message
+---@return string? code "ENOTSUP" (it is no pool), "EIO"
+function sandbox.storage.check()
+  return get_client():call("storage_check", {})
+end
+
 sandbox.snapshot = {}
 
 --- All snapshots, or those of a sandbox's name, the oldest first.

@@ -292,6 +292,12 @@ verbs.list = {
     params = { secret_name() }, result = "the placeholder", errors = { "ENOSECRET" }, example = "secret placeholder github" },
 
   -- the server
+  { name = "storage_grow", cli = "storage grow", group = "server", about = "Make the pool of all files larger, in use.",
+    params = { { name = "size", type = "bytes", flag = "--size", about = "what it is to have; default: what its disk can hold", most = 2 ^ 53 } },
+    result = "size and before, in bytes", errors = { "EINVAL", "ENOSPC", "ENOTSUP" }, example = "storage grow --size 200G" },
+  { name = "storage_check", cli = "storage check", group = "server",
+    about = "Compare all of the pool with its checksums; where no server starts: check its structure. Repairs nothing.",
+    params = {}, result = "errors: how many; damage: by kind; bytes that were read", errors = { "ENOTSUP", "EIO", "EBUSY", "ENOENT" }, example = "storage check" },
   { name = "shutdown", cli = "shutdown", group = "server", about = "End the server; sandboxes and their processes go on.",
     params = {}, result = "true", errors = {}, example = "shutdown" },
 }

@@ -5,7 +5,7 @@
 -- the same: its parameters are sent as parsed and its result is shown field by field.
 local verbs = require("tidepool.verbs")
 
-local FILES = { "sandboxes", "processes", "terminals", "files", "egress", "secrets", "snapshots", "archives", "images", "tools", "policy_test" }
+local FILES = { "sandboxes", "processes", "terminals", "files", "egress", "secrets", "snapshots", "archives", "images", "storage", "tools", "policy_test" }
 
 local commands = { list = {}, by_name = {} }
 

@@ -74,7 +74,8 @@ local function show_server(info)
     ("%-17s%s\n"):format("log", info.log),
     ("%-17s%d, %d running\n"):format("sandboxes", info.sandboxes, info.running),
     ("%-17s%s\n"):format("cgroups", info.cgroups),
-    ("%-17s%s (%s)\n"):format("storage", info.storage.driver, info.storage.why),
+    ("%-17s%s (%s); %s, %s used, %s free\n"):format("storage", info.storage.driver, info.storage.why,
+      format.size(info.storage.size), format.size(info.storage.used), format.size(info.storage.free)),
   }
   for i, one in ipairs(info.egress or {}) do
     local state = one.pid and ("pid %d, %d sandboxes"):format(one.pid, one.sandboxes) or one.problem or "starting"

@@ -26,7 +26,7 @@ local START_LIMIT = 60 -- seconds; making and mounting a pool is part of a first
 local REPEATABLE = {}
 for name in ("create ls info ps wait wait_port open stop destroy kill forget attach logs image_ls agent "
   .. "snapshot_create snapshot_ls snapshot_rm snapshot_diff snapshot_keep snapshot_export snapshot_import "
-  .. "restore rollback fork promote freeze hibernate wake memory_install "
+  .. "restore rollback fork promote freeze hibernate wake memory_install storage_grow storage_check "
   .. "egress_set egress_add egress_show egress_log policy_ls policy_show secret_set secret_ls secret_placeholder"):gmatch("%S+") do
   REPEATABLE[name] = true
 end

@@ -179,7 +179,7 @@
 ---@field running integer
 ---@field cgroups "v2"|"hybrid"
 ---@field unenforced string[]
----@field storage { driver: "pool"|"btrfs"|"overlay", why: string }
+---@field storage { driver: "pool"|"btrfs"|"overlay", why: string, size: integer, used: integer, free: integer } bytes; free: also on the disk below
 ---@field egress { number: integer, key: string?, sandboxes: integer, pid: integer?, problem: string? }[]
 
 ---@class tidepool.ImageInfo

@@ -9,6 +9,7 @@ local images = require("tidepool.server.images")
 local imports = require("tidepool.server.imports")
 local policies = require("tidepool.server.policies")
 local processes = require("tidepool.server.processes")
+local log = require("tidepool.server.log")
 local sandboxes = require("tidepool.server.sandboxes")
 local spill = require("tidepool.server.spill")
 local transport = require("tidepool.transport")
@@ -457,6 +458,18 @@ end
 
 function handlers.secret_placeholder(server, params)
   return server.secrets:placeholder(params.secret)
+end
+
+function handlers.storage_grow(server, params)
+  local grown, message, code = server.storage:grow(params.size)
+  if grown then
+    log.info("pool_grown", grown)
+  end
+  return grown, message, code
+end
+
+function handlers.storage_check(server)
+  return server.storage:check()
 end
 
 function handlers.shutdown(server)

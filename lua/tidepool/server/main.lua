@@ -66,7 +66,7 @@ function Server:info()
     running = running,
     cgroups = self.cgroups.mode,
     unenforced = unenforced,
-    storage = { driver = self.storage.kind, why = self.storage.why },
+    storage = self.storage:report(),
     egress = self.egress:list(),
   }
 end

@@ -123,6 +123,19 @@ describe("storage", function()
     assert(s:delete(105))
   end))
 
+  it("makes roots without any that are ready, too", task(function()
+    s.warm_count = 0
+    while #s.warm.tiny > 0 do
+      local id = 150 + #s.warm.tiny
+      assert(s:create(id, "tiny"))
+      assert(s:delete(id))
+    end
+    assert.equal("from the image", support.read(create(150, "tiny") .. "/file"))
+    assert.same({}, support.names(state .. "/pool/warm/tiny"))
+    assert(s:delete(150))
+    s.warm_count = storage.WARM
+  end))
+
   it("makes many at once", task(function()
     local tasks = {}
     for i = 1, 30 do

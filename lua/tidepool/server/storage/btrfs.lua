@@ -3,6 +3,7 @@
 -- Runs in the server, which only composes plans (core/btrfs.c). The pool or a btrfs of the host's makes no
 -- difference here but for quotas, which in the latter are the host's to use. The directory around each
 -- root is there because a read-only subvolume can't be moved itself.
+local care = require("tidepool.server.storage.pool_care")
 local image = require("tidepool.image")
 local trash = require("tidepool.server.storage.trash")
 
@@ -75,6 +76,9 @@ end
 --- Deletes a place in the background: true | nil, message, code.
 function btrfs.destroy(self, place)
   local ok, message, code = self.spawners:execute({ { "destroy", place, "root" }, { "rmdir", place } }, nil, true)
+  if ok then
+    care.reclaim(self)
+  end
   return ok and true, message, code
 end
 

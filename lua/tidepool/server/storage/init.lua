@@ -3,7 +3,7 @@
 -- Runs in the server, which holds no file of it open; whatever may wait for the file system is a plan of
 -- the spawners'. The listing of this folder:
 --   init    opens a state directory's storage; sandboxes' files and snapshots    images  images
---   pool    the image file: made, mounted, its room                              warm    roots made ahead
+--   pool    the image file: made, mounted, its room; pool_care: grown, checked   warm    roots made ahead
 --   btrfs   the driver: how a root is made, copied, read, deleted                trash   deleting, sweeping
 --   overlay the driver for hosts without it; layers    what it is made of        growing imports, layer by layer
 --   choice  which driver, and why                                             together  copies made at once
@@ -16,6 +16,7 @@
 -- so that one rename is all or nothing. Callers get places from here, hand them back, and look into
 -- none: the files are seen through a `view`, and a sandbox gets them by `mounting`.
 local uv = require("luv")
+local care = require("tidepool.server.storage.pool_care")
 local choice = require("tidepool.server.storage.choice")
 local pool = require("tidepool.server.storage.pool")
 local random = require("tidepool.random")
@@ -36,7 +37,7 @@ storage.WARM = 4
 local Storage = {}
 Storage.__index = Storage
 
-for _, part in ipairs({ "images", "warm", "trash", "growing" }) do
+for _, part in ipairs({ "images", "warm", "trash", "growing", "pool_care" }) do
   local methods = require("tidepool.server.storage." .. part).methods
   for _, name in ipairs(methods.names) do
     Storage[name] = methods[name]
@@ -44,8 +45,8 @@ for _, part in ipairs({ "images", "warm", "trash", "growing" }) do
 end
 
 --- Opens the storage of a state directory. options: state; spawners, if they run already (else call
--- `use` before anything else); size, bytes of a new pool's image (it is sparse; most of the free space
--- unless given); kind, the driver of a new one, else TIDEPOOL_STORAGE, else what the machine can.
+-- `use` before anything else); size, bytes of a new pool's image, which is sparse, else TIDEPOOL_POOL_SIZE,
+-- else most of the free space; kind, the driver of a new one, else TIDEPOOL_STORAGE, else what the machine can.
 -- Returns it | nil, message, code.
 function storage.open(options)
   local self = setmetatable({
@@ -69,7 +70,7 @@ function storage.open(options)
   self.driver = drivers[self.kind]
   if self.kind == "pool" and not uv.fs_stat(self.image) then
     local ok
-    ok, message, code = pool.make(self.image, options.state, self.size)
+    ok, message, code = pool.make(self.image, options.state, self.size, os.getenv("TIDEPOOL_POOL_SIZE"))
     if not ok then
       return nil, "make the pool: " .. message, code
     end
@@ -97,7 +98,7 @@ function Storage:use(spawners)
   end
   local ok, message, code = spawners:execute(plan)
   if not ok then
-    return nil, "open the pool: " .. message, code
+    return nil, "open the pool: " .. (self.kind == "pool" and care.explain(self.image, message, code) or message), code
   end
   ok, message, code = self.driver.begin(self)
   if not ok then

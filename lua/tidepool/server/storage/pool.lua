@@ -3,12 +3,14 @@
 -- Runs in the server; the file is mounted by a spawner (core/loop.c), in the server's mount namespace,
 -- for nobody else to see.
 local uv = require("luv")
+local args = require("tidepool.cli.args")
 local async = require("tidepool.async")
 
 local pool = {}
 
 local MiB = 1048576
 local LEAST = 192 * MiB -- of a new pool; mkfs.btrfs needs 114
+local SMALL = 1024 * MiB -- below which files that fill it would leave no room for trees, also when they are gone
 local ROOM = 16 * MiB -- of the host's disk, below which nothing new is made
 
 -- The free space but for a twentieth: a pool that outgrows its disk gets write errors and turns
@@ -33,12 +35,39 @@ local function make_file(path, size)
   return sized, message, code
 end
 
---- Makes the image file, of `size` bytes, or of most of the free space: true | nil, message, code. It is
--- made under another name and renamed, so that what stands there is always a whole file system.
-function pool.make(image, state, size)
+local function make_command(path, size)
+  local command = {
+    "mkfs.btrfs", "--quiet", "--metadata", "single", "--data", "single", "--label", "tidepool", path,
+    stdout = "pipe", stderr = "pipe", env = { "PATH=/usr/sbin:/usr/bin:/sbin:/bin" },
+  }
+  if size < SMALL then
+    table.insert(command, 2, "--mixed")
+  end
+  return command
+end
+
+-- The bytes of a setting such as 20G | nil, message, code.
+local function parse(setting)
+  local size = args.bytes(setting)
+  if not size or size < LEAST then
+    return nil, ("TIDEPOOL_POOL_SIZE is a size such as 20G, of %d MiB at least, not %s"):format(LEAST / MiB, setting), "EINVAL"
+  end
+  return size - size % 4096
+end
+
+--- Makes the image file, of `size` bytes, or of what `setting` says, or of most of the free space: true |
+-- nil, message, code. It is made under another name and renamed, so that what stands there is always a whole
+-- file system.
+function pool.make(image, state, size, setting)
   local making = image .. ".new"
   os.remove(making)
   local message, code
+  if not size and setting and setting ~= "" then
+    size, message, code = parse(setting)
+    if not size then
+      return nil, message, code
+    end
+  end
   if not size then
     size, message, code = default_size(state)
     if not size then
@@ -51,11 +80,7 @@ function pool.make(image, state, size)
     return nil, message, code
   end
   local result
-  result, message, code = async.command({
-    "mkfs.btrfs", "--quiet", "--metadata", "single", "--label", "tidepool", making,
-    stdout = "pipe", stderr = "pipe",
-    env = { "PATH=/usr/sbin:/usr/bin:/sbin:/bin" },
-  })
+  result, message, code = async.command(make_command(making, size))
   if not result then
     return nil, message .. " (package btrfs-progs)", code
   end
@@ -94,6 +119,9 @@ end
 function pool.room(self)
   if free(self.state) < ROOM then
     return nil, ("the disk of %s is full: %d MiB are free"):format(self.state, free(self.state) / MiB), "ENOSPC"
+  elseif self.kind == "pool" and free(self.directory) < ROOM then
+    return nil, ("the pool is full, of %d MiB %d are free: delete snapshots, sandboxes or images, or `storage grow`"):format(
+      uv.fs_stat(self.image).size / MiB, free(self.directory) / MiB), "ENOSPC"
   elseif read_only(self.directory) then
     return nil, self.kind ~= "pool" and ("the disk of %s is read-only"):format(self.state)
       or "the pool has turned read-only after a write error, most likely since the disk was full: "
