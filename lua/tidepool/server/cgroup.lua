@@ -314,6 +314,17 @@ function cgroup.usage(self, key)
   }
 end
 
+--- Bytes of memory that no file holds: what is to be written when it is put on disk. 0 where the host can't say.
+function cgroup.resident(self, key)
+  local path = limit_file(self, key, "memory", "memory.stat", "memory.stat")
+  local text = "\n" .. (path and read_file(path) or "")
+  local bytes = 0
+  for _, name in ipairs(self.controllers.memory == "v2" and { "anon", "shmem" } or { "total_rss", "total_shmem" }) do
+    bytes = bytes + tonumber(text:match("\n" .. name .. " (%d+)") or 0)
+  end
+  return bytes
+end
+
 --- How many processes of the sandbox the kernel has killed for want of memory.
 function cgroup.oom_kills(self, key)
   local path = limit_file(self, key, "memory", "memory.oom_control", "memory.events")

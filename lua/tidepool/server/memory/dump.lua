@@ -18,6 +18,8 @@ local dump = {}
 
 local FREEZE = 5000 -- milliseconds until all must stand still
 local STARTING = 3 -- seconds in which what is being started must be
+local MiB = 1048576
+local SPARE = 64 * MiB -- that a dump leaves free
 local LEAST, RATE = 20, 20 * 1048576 -- a dump may take so many seconds, and one more for so many bytes
 
 -- Held open by a process, these can't be put into a file.
@@ -285,6 +287,18 @@ local function leaves_of(sandbox)
   return leaves
 end
 
+-- Whether the disk takes it. Nobody may find out by filling it up: the pool is on it too, and when that gets write
+-- errors, all sandboxes stop.
+local function room(sandbox, directory)
+  local stat = uv.fs_statfs(directory:match("^(.*)/"))
+  local free, need = stat and stat.bavail * stat.bsize or 0, cgroup.resident(sandbox.server.cgroups, sandbox:key())
+  if free < need + SPARE then
+    return nil, ("its memory of %d MiB does not fit on the disk of %s, which has %d MiB free"):format(
+      need / MiB, sandbox.server.directory, free / MiB), "ENOSPC"
+  end
+  return true
+end
+
 -- Has CRIU write all that stands still to the directory. At the end, while what it needs in the files (names
 -- of deleted ones) is still there, `captured` is called; see dump.dump.
 local function write_memory(sandbox, found, directory, captured)
@@ -340,6 +354,9 @@ function dump.dump(sandbox, directory, captured)
   end
   local ok
   ok, message, code = dump.check(sandbox)
+  if ok then
+    ok, message, code = room(sandbox, directory)
+  end
   if not ok then
     return nil, message, code
   end
