@@ -129,6 +129,18 @@ describe("a snapshot", function()
     assert.equal("before", other:read("/workspace/file"))
   end)
 
+  it("is on the disk when the old files go, so that a power cut leaves the one or the other", function()
+    local other = server:sandbox()
+    assert(other:snapshot("before"))
+    assert(other:rollback("before"))
+    local root = support.run({ "sh", "-c", ([==[cp %s/state.db %s/old.db && python3 -c "
+import sqlite3, sys
+print(sqlite3.connect(sys.argv[1]).execute('SELECT root FROM sandboxes WHERE name = ?', [sys.argv[2]]).fetchone()[0])" %s/old.db %s]==]):format(
+      server.state, server.run, server.run, other.name) })
+    assert.matches("^%d+%.%x+\n$", root.stdout, nil, root.stderr)
+    assert.truthy(uv.fs_stat(("/proc/%d/root%s/pool/sandboxes/%s"):format(server:pid(), server.state, root.stdout:sub(1, -2))))
+  end)
+
   it("answers with stable codes", function()
     local function code(verb, params)
       return (select(3, client:call(verb, params)))
@@ -252,6 +264,20 @@ describe("the tree of snapshots", function()
       left[i] = info.label
     end
     assert.same({ "d-49", "d-50", "again" }, left)
+  end)
+
+  it("keeps what a rule says, though somebody deletes of them too", function()
+    local other = server:sandbox()
+    for i = 1, 8 do
+      assert(other:snapshot("s" .. i))
+    end
+    async.run(function()
+      local keeping = async.spawn(client.call, client, "snapshot_keep", { name = other.name, last = 1 })
+      client:call("snapshot_rm", { snapshot = other.name .. "@s7" })
+      local _, removed, message = keeping:join()
+      assert(removed, message)
+    end)
+    assert.same({ other.name .. "@s8" }, { assert(other:snapshots())[1].snapshot, (assert(other:snapshots())[2] or {}).snapshot })
   end)
 
   it("keeps the newest of a day, and those with a label, whatever their age", function()

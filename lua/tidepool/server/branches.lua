@@ -335,6 +335,7 @@ local function take_name(branch, name, old, key)
   log.info("sandbox_promoted", { sandbox = name, id = branch.id, former = former })
   step("name_taken")
   if old then
+    server.state.db:sync() -- a power cut must not bring back the name of one whose files are gone
     old.name = "~" .. old.id
     old:end_run(0, "another branch took its place")
     old:unmake_surely()

@@ -406,14 +406,16 @@ function Snapshots:keep(name, rule, key)
   local keep, doomed = snapshots.kept(list, rule), {}
   for _, record in ipairs(list) do
     if not keep[record] then
-      doomed[#doomed + 1] = address_of(record)
+      doomed[#doomed + 1] = record
     end
   end
-  for i, address in ipairs(doomed) do
-    removed[#removed + 1] = address
-    local ok, message, code = self:remove(address, key, { removed = removed, done = i == #doomed })
-    if not ok then
-      return nil, message, code
+  for i, record in ipairs(doomed) do
+    if self.by_id[record.id] == record then -- else somebody has deleted it, and may have taken another of that name
+      removed[#removed + 1] = address_of(record)
+      local ok, message, code = self:remove(address_of(record), key, { removed = removed, done = i == #doomed })
+      if not ok then
+        return nil, message, code
+      end
     end
   end
   return removed

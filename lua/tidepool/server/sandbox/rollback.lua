@@ -30,13 +30,14 @@ function rollback.replace_files(self, root, parent, key, ran, with_memory)
     self:forget_memory() -- it goes with other files
   end
   step("files_replaced")
+  self.server.state.db:sync() -- else a power cut could leave a sandbox whose files are gone, and sweep these
   self.server.storage:delete(old) -- what fails here is swept at the next start
   return true
 end
 
 --- Ends its run and gives it other files, made by source.files(root), which returns true | nil, message, code; a
 -- sandbox that ran is started again. With source.memory(root), which puts a dump where keep.settle finds it, the
--- processes of that go on. What fails leaves it with the files it had. `key`: of the request.
+-- processes of that go on. What fails leaves it with the files it had, running again if it ran. `key`: of the request.
 function rollback.rollback(self, parent, source, key)
   return self.lock:with(function()
     if self.destroyed then
@@ -69,6 +70,9 @@ function rollback.rollback(self, parent, source, key)
     if not ok then
       keep.remove(keep.pending(self))
       self.server.storage:delete(root)
+      if ran and not self.run then
+        self:start()
+      end
       return nil, message, code
     end
     log.info("sandbox_rolled_back", { sandbox = self.name, snapshot = parent })
