@@ -4,6 +4,7 @@
 #include <dirent.h>
 #include <errno.h>
 #include <fcntl.h>
+#include <signal.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -33,13 +34,6 @@ int tp_cgroup_leaf(int parent, const char *name, uid_t owner, struct tp_error *e
     return tp_fail(err, code, "prepare cgroup %s", name);
   }
   return tp_take_fd(&fd);
-}
-
-int tp_cgroup_kill(int directory, struct tp_error *err) {
-  TP_CLOSE int fd = openat(directory, "cgroup.kill", O_WRONLY | O_CLOEXEC);
-  if (fd < 0 || write(fd, "1", 1) < 0)
-    return tp_fail(err, errno, "kill cgroup");
-  return 0;
 }
 
 int tp_cgroup_populated(int directory, struct tp_error *err) {
@@ -95,6 +89,43 @@ static int signal_member(int directory, pid_t pid, int signal, struct tp_error *
   if (is_member(now, pid) && syscall(SYS_pidfd_send_signal, pidfd, signal, NULL, 0) < 0 &&
       errno != ESRCH)
     return tp_fail(err, errno, "signal process");
+  return 0;
+}
+
+static bool first_thread_ended(pid_t pid) {
+  char path[64], text[256];
+  snprintf(path, sizeof path, "/proc/%d/stat", (int)pid);
+  TP_CLOSE int fd = open(path, O_RDONLY | O_CLOEXEC);
+  ssize_t got = fd < 0 ? -1 : read(fd, text, sizeof text - 1);
+  if (got < 0)
+    return false;
+  text[got] = '\0';
+  const char *name_end = strrchr(text, ')');
+  return name_end && strncmp(name_end, ") Z", 3) == 0;
+}
+
+/* cgroup.kill signals first threads, so it does not reach a process whose first thread has ended and
+ * whose others go on (Linux 6.18). Such a one is still a member; one that is dead is not. */
+static void kill_missed(int directory) {
+  struct tp_error err;
+  TP_FREE char *members = NULL;
+  if (read_members(directory, &members, &err) < 0)
+    return; /* the group is gone */
+  char *end;
+  for (char *at = members; *at; at = *end ? end + 1 : end) {
+    pid_t pid = (pid_t)strtol(at, &end, 10);
+    if (end == at)
+      break;
+    if (first_thread_ended(pid))
+      signal_member(directory, pid, SIGKILL, &err);
+  }
+}
+
+int tp_cgroup_kill(int directory, struct tp_error *err) {
+  TP_CLOSE int fd = openat(directory, "cgroup.kill", O_WRONLY | O_CLOEXEC);
+  if (fd < 0 || write(fd, "1", 1) < 0)
+    return tp_fail(err, errno, "kill cgroup");
+  kill_missed(directory);
   return 0;
 }
 

@@ -1,6 +1,6 @@
 /* tidepool-criu: prepares what CRIU can't know of a sandbox, then becomes CRIU.
  *
- *   tidepool-criu [--owner UID] [--group DIRECTORY]... [--root DIRECTORY --at POINT --uid-base N]
+ *   tidepool-criu [--of PID] [--owner UID] [--group DIRECTORY]... [--root DIRECTORY --at POINT --uid-base N]
  *                 [--cgroup-at POINT] [--run DIRECTORY] -- PROGRAM ARGUMENT...
  *
  * Runs as root, started by the server in its mount namespace; it takes one of its own, so that what
@@ -10,6 +10,7 @@
  * CRIU keeps what it has found out about the kernel. --owner takes on the user who owns the sandbox's
  * user namespace, and keeps all capabilities: where the machine has withheld CAP_SYS_RESOURCE from
  * us, the owner still has it inside.
+ * --of PID names the sandbox that is to be dumped: what CRIU would forget of it is refused.
  * As CRIU's own action script it is the hook of hook.h.
  * Standard error tells "CODE: message" of what fails here; exit status 125. */
 #include <errno.h>
@@ -31,6 +32,7 @@
 #include "../archive/confine.h"
 #include "../scope.h"
 #include "hook.h"
+#include "queues.h"
 
 #define FAILED 125
 #define MAX_GROUPS 8
@@ -42,6 +44,7 @@ struct options {
   const char *root, *at, *cgroup_at, *run;
   struct tp_range range;
   long owner;
+  pid_t of;
 };
 
 static int enter_group(const char *directory, struct tp_error *err) {
@@ -113,6 +116,8 @@ static int become_owner(uid_t owner, struct tp_error *err) {
 }
 
 static int prepare(const struct options *options, struct tp_error *err) {
+  if (options->of > 0 && tp_criu_no_queues(options->of, err) < 0)
+    return -1;
   if (unshare(CLONE_NEWNS) < 0 || mount(NULL, "/", NULL, MS_REC | MS_PRIVATE, NULL) < 0)
     return tp_fail(err, errno, "unshare mounts");
   if (options->root && mount_root(options, err) < 0)
@@ -145,10 +150,12 @@ int main(int argc, char **argv) {
   static const struct option names[] = {{"owner", 1, NULL, 'o'},     {"group", 1, NULL, 'g'},
                                         {"root", 1, NULL, 'r'},      {"at", 1, NULL, 'a'},
                                         {"uid-base", 1, NULL, 'u'},  {"cgroup-at", 1, NULL, 'c'},
-                                        {"run", 1, NULL, 'R'},       {NULL, 0, NULL, 0}};
+                                        {"run", 1, NULL, 'R'},       {"of", 1, NULL, 'f'},
+                                        {NULL, 0, NULL, 0}};
   struct options options = {.range = {.count = 65536}};
   for (int found; (found = getopt_long(argc, argv, "+", names, NULL)) != -1;) {
     switch (found) {
+    case 'f': options.of = (pid_t)atoi(optarg); break;
     case 'o': options.owner = atol(optarg); break;
     case 'g':
       if (options.group_count == MAX_GROUPS)

@@ -241,6 +241,25 @@ describe("a background process", function()
     end)
   end)
 
+  it("are killed also when their first thread has ended", function()
+    support.image("debian")
+    local other = support.sandbox({ image = "debian" })
+    local process = assert(other:start({ "python3", "-uc", [[
+import ctypes, os, threading, time
+threading.Thread(target=time.sleep, args=(1000,)).start()
+print("ready")
+ctypes.CDLL(None).syscall(60 if os.uname().machine == "x86_64" else 93, 0)
+]] }, { name = "leaderless" }))
+    assert(process:wait_log("ready", { timeout = 30 }))
+    assert(support.eventually(function()
+      return assert(other:exec("ps -eo stat,args")).stdout:find("Z%S*l.-defunct")
+    end, 10))
+    assert.equal(9, assert(process:kill(0)).signal)
+    assert.is_true(support.eventually(function()
+      return not assert(other:exec("ps -eo stat,args")).stdout:find("defunct")
+    end, 10))
+  end)
+
   it("starts in what a server that was killed on the way had made for it", function()
     local leaf = support.cgroup_of(box) .. "/left-behind"
     assert(uv.fs_mkdir(leaf, 493))

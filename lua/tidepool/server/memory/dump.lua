@@ -6,6 +6,7 @@
 local uv = require("luv")
 local async = require("tidepool.async")
 local names = require("tidepool.file").names
+local capturable = require("tidepool.server.memory.capturable")
 local cgroup = require("tidepool.server.cgroup")
 local cjson = require("cjson")
 local core = require("tidepool.core")
@@ -21,15 +22,6 @@ local STARTING = 3 -- seconds in which what is being started must be
 local MiB = 1048576
 local SPARE = 64 * MiB -- that a dump leaves free
 local LEAST, RATE = 20, 20 * 1048576 -- a dump may take so many seconds, and one more for so many bytes
-
--- Held open by a process, these can't be put into a file.
-local uncapturable = {
-  ["anon_inode:[io_uring]"] = "io_uring",
-  ["anon_inode:[userfaultfd]"] = "a userfaultfd",
-  ["anon_inode:[perf_event]"] = "a performance counter",
-  ["anon_inode:bpf-map"] = "a bpf map",
-  ["anon_inode:bpf-prog"] = "a bpf program",
-}
 
 local function now()
   local seconds, micros = uv.gettimeofday()
@@ -57,27 +49,12 @@ function dump.inner(pid)
   return numbers and tonumber(numbers:match("(%d+)%s*$"))
 end
 
-local function refuse(pid, what)
-  local name = (read_file(("/proc/%d/comm"):format(pid)) or "?"):gsub("%s+$", "")
-  return nil, ("process %d (%s) uses %s, which can't be captured"):format(dump.inner(pid) or 0, name, what), "ENOTSUP"
-end
-
---- Whether everything can be captured: true | nil, message with the pid inside and the reason, "ENOTSUP".
-function dump.check(sandbox)
-  local user = uv.fs_readlink(("/proc/%d/ns/user"):format(sandbox.run.pid))
-  for _, process in ipairs(dump.processes(sandbox)) do
-    local theirs = uv.fs_readlink(("/proc/%d/ns/user"):format(process.pid))
-    if theirs and theirs ~= user then
-      return refuse(process.pid, "a user namespace of its own")
-    end
-    for _, number in ipairs(names(("/proc/%d/fd"):format(process.pid))) do
-      local target = uv.fs_readlink(("/proc/%d/fd/%s"):format(process.pid, number))
-      if uncapturable[target] then
-        return refuse(process.pid, uncapturable[target])
-      end
-    end
+local function pids_of(sandbox)
+  local list = dump.processes(sandbox)
+  for i, process in ipairs(list) do
+    list[i] = process.pid
   end
-  return true
+  return list
 end
 
 -- Hexadecimal as in /proc/net/tcp: words of four bytes in the host's order. 10.200.0.2 and its like of v6.
@@ -131,6 +108,7 @@ local function command(sandbox, found, directory, outside)
       argv[#argv + 1] = word
     end
   end
+  add("--of", tostring(sandbox.run.pid))
   local user, notes = owner(sandbox), criu.notes(sandbox.server.directory)
   if user then
     add("--owner", tostring(user))
@@ -274,6 +252,29 @@ local function quiesce(sandbox)
   return true
 end
 
+-- Freezes it at a moment in which CRIU can stop all of it: a process that starts a program can't be stopped
+-- until that runs, which takes a moment, or for ever. The moment (of uv.hrtime) | nil, message, code
+local function stand_still(sandbox)
+  local group = cgroup.directory(sandbox.server.cgroups, sandbox:key())
+  local till, pause = uv.hrtime() + STARTING * 1e9, 0.001
+  while true do
+    local froze = uv.hrtime()
+    local ok, message, code = sandbox.server.spawners:execute({ { "freeze", group, FREEZE } })
+    if not ok then
+      return nil, message, code
+    end
+    ok, message, code = capturable.still(pids_of(sandbox))
+    if ok then
+      return froze
+    elseif uv.hrtime() > till then
+      return nil, message, code
+    end
+    cgroup.thaw(sandbox.server.cgroups, sandbox:key())
+    async.sleep(pause)
+    pause = math.min(pause * 1.5, 0.1)
+  end
+end
+
 -- Which process belongs to which group: by its number inside, which it keeps.
 local function leaves_of(sandbox)
   local leaves = {}
@@ -338,8 +339,11 @@ local function write_memory(sandbox, found, directory, captured)
     return nil, "CRIU has not asked", "EPROTO"
   elseif ok or ended then
     return took
+  elseif refused then
+    return nil, refused, refused_code
   end
-  return nil, refused or message, refused and refused_code or code
+  local explained, name = capturable.explain(read_file(directory .. "/dump.log") or "")
+  return nil, explained or message, explained and name or code
 end
 
 --- Writes the memory of a running sandbox to `directory`, a new one. When all is written, and everything still
@@ -353,7 +357,7 @@ function dump.dump(sandbox, directory, captured)
     return nil, message, code
   end
   local ok
-  ok, message, code = dump.check(sandbox)
+  ok, message, code = capturable.check(sandbox.run.pid, pids_of(sandbox))
   if ok then
     ok, message, code = room(sandbox, directory)
   end
@@ -364,9 +368,9 @@ function dump.dump(sandbox, directory, captured)
   if not ok then
     return nil, "quiesce: " .. message, code
   end
-  local group, froze = cgroup.directory(sandbox.server.cgroups, sandbox:key()), uv.hrtime()
-  ok, message, code = sandbox.server.spawners:execute({ { "freeze", group, FREEZE } })
-  if not ok then
+  local froze
+  froze, message, code = stand_still(sandbox)
+  if not froze then
     return nil, message, code
   end
   uv.fs_mkdir(directory, 448)
@@ -374,7 +378,7 @@ function dump.dump(sandbox, directory, captured)
   took, message, code = write_memory(sandbox, found, directory, captured)
   if not took then
     dump.remove(directory)
-    return nil, "dump: " .. message, code
+    return nil, code == "ENOTSUP" and message or "dump: " .. message, code
   end
   took.froze = froze
   return took
