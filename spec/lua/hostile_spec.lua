@@ -305,6 +305,25 @@ describe("the state directory", function()
   end
 end)
 
+describe("a database that is gone", function()
+  it("stops the start, and no files go with it", function()
+    local server = support.server()
+    local box = server:sandbox()
+    assert(box:write("/workspace/file", "kept"))
+    assert(server.client:call("stop", { name = box.name, grace = 0 }))
+    shut_down(server)
+    support.run({ "sh", "-ec", 'cd "$1"; mkdir aside; mv state.db* aside', "sh", server.state })
+    for _ = 1, 2 do
+      local info, message, code = server.client:call("info", {})
+      assert.is_nil(info)
+      assert.equal("ENOSERVER", code)
+      assert.matches("state.db is gone or another one, while the files of 1 sandboxes and snapshots are here", message)
+    end
+    support.run({ "sh", "-ec", 'cd "$1"; rm -f state.db*; mv aside/* .', "sh", server.state })
+    assert.equal("kept", box:read("/workspace/file"))
+  end)
+end)
+
 describe("a full disk", function()
   it("is said to be full, by a server that lives on and stops and destroys", function()
     local server = support.server()

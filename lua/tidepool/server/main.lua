@@ -385,13 +385,33 @@ local function adopt(self, copied)
   end
   async.all(tasks)
   self.egress:reconcile()
-  local remaining = {}
-  for _, sandbox in pairs(self.sandboxes) do
-    remaining[#remaining + 1] = sandbox.root
+  -- Of the database, not of what was adopted: one whose adoption failed keeps its files.
+  local remaining
+  remaining, message, code = self.state:sandboxes()
+  if not remaining then
+    return nil, message, code
+  end
+  for i, row in ipairs(remaining) do
+    remaining[i] = row.root or row.id
   end
   self.storage:reconcile(remaining, self.snapshots:ids())
   keep.sweep(self, self.snapshots.by_id)
   imports.sweep(self)
+  return true
+end
+
+-- What storage has and the database does not know is swept, but not when that has never known anything: then it
+-- is not the one that goes with it. true | nil, message, "ENOENT"
+local function goes_together(self)
+  local known, message, code = self.state.db:rows("SELECT name FROM sqlite_sequence")
+  if not known then
+    return nil, message, code
+  end
+  local count = self.storage:count()
+  if #known == 0 and count > 0 then
+    return nil, ("%s/state.db is gone or another one, while the files of %d sandboxes and snapshots are here: "
+      .. "put it back, or move the whole directory away"):format(self.directory, count), "ENOENT"
+  end
   return true
 end
 
@@ -443,6 +463,10 @@ local function start(self)
       self.exits[pid]:set(status)
     end
   end)
+  ok, message, code = goes_together(self)
+  if not ok then
+    return nil, message, code
+  end
   images.sweep(self)
   ok, message, code = images.load(self)
   if ok then

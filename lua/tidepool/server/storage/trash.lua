@@ -7,7 +7,7 @@ local random = require("tidepool.random")
 
 local trash = {}
 
-local methods = { names = { "abort", "reconcile" } }
+local methods = { names = { "abort", "count", "reconcile" } }
 trash.methods = methods
 
 --- A name in the trash for what is to be deleted.
@@ -65,6 +65,11 @@ local function set_of(list)
     set[tostring(name)] = true
   end
   return set
+end
+
+--- How many sandboxes and snapshots have files here.
+function methods.count(self)
+  return #names(self:join("sandboxes")) + #names(self:join("snapshots"))
 end
 
 --- Deletes what an earlier server left half-made, and the files of sandboxes and the snapshots that are
