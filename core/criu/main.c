@@ -77,10 +77,17 @@ static int mount_root(const struct options *options, struct tp_error *err) {
   return 0;
 }
 
+/* By its own calls: mount(2) refuses a file system where it is mounted already, and on a host with cgroup v2
+ * alone that is where the restored root looks for it. */
 static int mount_groups(const char *point, struct tp_error *err) {
   if (unshare(CLONE_NEWCGROUP) < 0)
     return tp_fail(err, errno, "unshare the cgroup namespace");
-  if (mount("cgroup2", point, "cgroup2", MS_RDONLY | MS_NOSUID | MS_NODEV | MS_NOEXEC, NULL) < 0)
+  TP_CLOSE int context = fsopen("cgroup2", FSOPEN_CLOEXEC);
+  if (context < 0 || fsconfig(context, FSCONFIG_CMD_CREATE, NULL, NULL, 0) < 0)
+    return tp_fail(err, errno, "open cgroup2");
+  TP_CLOSE int tree = fsmount(context, FSMOUNT_CLOEXEC, MOUNT_ATTR_RDONLY | MOUNT_ATTR_NOSUID |
+                                                            MOUNT_ATTR_NODEV | MOUNT_ATTR_NOEXEC);
+  if (tree < 0 || move_mount(tree, "", AT_FDCWD, point, MOVE_MOUNT_F_EMPTY_PATH) < 0)
     return tp_fail(err, errno, "mount cgroup2 on %s", point);
   return 0;
 }

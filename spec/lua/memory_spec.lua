@@ -317,6 +317,25 @@ print("again" if outside() else "")
     assert.is_nil(uv.fs_stat(unfinished))
   end)
 
+  it("wakes on a machine with cgroup v2 alone", function()
+    local own = support.server()
+    local script = [[
+umount -l /sys/fs/cgroup; mount -t cgroup2 cgroup2 /sys/fs/cgroup
+TIDEPOOL_STATE="$1" TIDEPOOL_RUN="$2" exec "$3" info]]
+    local result = support.run({ "unshare", "--mount", "--propagation", "private", "sh", "-ec", script, "sh",
+      own.state, own.run, require("tidepool.paths").launcher() })
+    assert.equal(0, result.code, result.stderr)
+    local box = own:sandbox()
+    uv.fs_symlink(server.state .. "/criu", own.state .. "/criu")
+    local process = assert(box:start(COUNT, { name = "count" }))
+    assert(process:wait_log("^3$"))
+    assert(box:hibernate())
+    assert(box:wake())
+    assert(process:wait_log("^9$"))
+    assert.match("0::/%x+\n$", assert(box:exec("cat /proc/self/cgroup")).stdout)
+    assert.match("cgroup.procs", assert(box:exec("ls /sys/fs/cgroup")).stdout)
+  end)
+
   it("does not see the time of its sleep in its monotonic clock", function()
     local box = server:sandbox()
     local function uptime()
