@@ -32,6 +32,22 @@ describe("doctor", function()
     assert.equal(0, support.cli({ "doctor" }).code)
   end)
 
+  it("proves CRIU whatever its caller holds open", function()
+    support.needs_root()
+    local server = support.shared()
+    local got, message = server.client:call("memory_install", {})
+    if not got then
+      pending("needs CRIU: " .. message)
+    end
+    local script = 'exec 9>"$1"; flock 9; exec "$2" doctor --json'
+    local result = support.run({ "sh", "-ec", script, "sh", support.scratch() .. "/lock", paths.launcher() })
+    for _, row in ipairs(require("cjson").decode(result.stdout)) do
+      if row.name == "CRIU" then
+        assert.match("has dumped and restored a process", row.found)
+      end
+    end
+  end)
+
   it("works without root, and says what it could not check", function()
     support.needs_root()
     -- A copy that anyone may read: the checkout may be in root's home.
