@@ -15,6 +15,10 @@ local layers = {}
 --- The most layers that a mount may have: the kernel's limit is 500, and their names must fit into a page.
 layers.MOST = 400
 
+--- Seconds until a layer that nobody refers to at the start is deleted.
+layers.PATIENCE = 30
+
+local GAP = 1000 -- numbers left to what spawners of an earlier server may still make
 local PAGE = 4000 -- bytes of mount options, and some to spare
 local OPTIONS = "redirect_dir=on,index=off,metacopy=off,xino=off"
 
@@ -81,6 +85,7 @@ end
 
 --- Counts a chain's layers once more.
 function layers.hold(self, chain)
+  self.counted[chain.uuid] = (self.counted[chain.uuid] or 0) + 1
   for _, layer in ipairs(layers.all(chain)) do
     self.layers[layer] = (self.layers[layer] or 0) + 1
   end
@@ -110,8 +115,15 @@ function layers.remove(self, list)
   end
 end
 
---- Counts a chain's layers once less, and deletes those that nobody counts any more.
+--- Counts a chain's layers once less, and deletes those that nobody counts any more. Of a chain that was never
+-- counted, since a spawner of an earlier server wrote it after we had looked, only the upper layer is its own.
 function layers.release(self, chain)
+  if not self.counted[chain.uuid] then
+    layers.remove(self, { not self.layers[chain.upper or ""] and chain.upper or nil })
+    return
+  end
+  local times = self.counted[chain.uuid] - 1
+  self.counted[chain.uuid] = times > 0 and times or nil
   local unused = {}
   for _, layer in ipairs(layers.all(chain)) do
     self.layers[layer] = self.layers[layer] - 1
@@ -139,9 +151,24 @@ local function each_place(self, fn)
   end
 end
 
---- Counts what all places refer to, and deletes the other layers.
+-- Deletes those of a set of layers that are neither counted nor named by any place by now.
+local function remove_unknown(self, unknown)
+  each_place(self, function(place)
+    for _, layer in ipairs(layers.all(layers.read(place) or { lower = {} })) do
+      unknown[layer] = nil
+    end
+  end)
+  local list = {}
+  for layer in pairs(unknown) do
+    list[#list + 1] = not self.layers[layer] and layer or nil
+  end
+  layers.remove(self, list)
+end
+
+--- Counts what all places refer to. Other layers are deleted a while later: a spawner of an earlier server may
+-- still be making the place that needs one.
 function layers.scan(self)
-  self.layers, self.unused, self.last_layer = {}, {}, 0
+  self.layers, self.counted, self.unused, self.last_layer = {}, {}, {}, 0
   each_place(self, function(place)
     local chain = layers.read(place)
     if chain then
@@ -156,11 +183,14 @@ function layers.scan(self)
       unknown[layer] = true
     end
   end
-  local list = {}
-  for layer in pairs(unknown) do
-    list[#list + 1] = layer
+  self.last_layer = self.last_layer + GAP
+  if next(unknown) then
+    async.after(layers.PATIENCE, function()
+      if not self.closed then
+        remove_unknown(self, unknown)
+      end
+    end)
   end
-  layers.remove(self, list)
 end
 
 return layers
