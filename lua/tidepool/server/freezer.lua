@@ -14,7 +14,7 @@ local step = require("tidepool.server.step")
 
 local freezer = {}
 
-local LIMIT = 2000 -- milliseconds until all must stand still; a task that waits for a dead disk never does
+local LIMIT = 10000 -- milliseconds until all must stand still; a task that waits for a dead disk never does
 local ANSWER = 0.5 -- seconds that init gets to answer what it was asked
 local WATCHED = 1024 -- sockets; more clients than that have to ask for it by a verb
 

@@ -17,7 +17,7 @@ local read_file = require("tidepool.file").read
 
 local dump = {}
 
-local FREEZE = 5000 -- milliseconds until all must stand still
+local FREEZE = 10000 -- milliseconds until all must stand still
 local STARTING = 3 -- seconds in which what is being started must be
 local MiB = 1048576
 local SPARE = 64 * MiB -- that a dump leaves free
@@ -235,7 +235,7 @@ local function quiesce(sandbox)
   local link = sandbox.link
   local ok, message, code
   repeat
-    ok, message, code = link:request("quiesce", {}, nil, 5)
+    ok, message, code = link:request("quiesce", {}, nil, 15)
     if code == "EBUSY" then
       async.sleep(0.005)
     end

@@ -21,7 +21,7 @@ local restore = {}
 
 local OWN = "/.tidepool" -- init's directory inside
 local GROUPS = "/sys/fs/cgroup" -- where tidepool-criu mounts the sandbox's own, for the restored root to find
-local ENDING = 5 -- seconds that the processes of an earlier run get to be gone
+local ENDING = 30 -- seconds that the processes of an earlier run get to be gone
 local LEAST, RATE = 30, 10 * 1048576 -- it may take so many seconds, and one more for so many bytes
 
 local function write_file(path, bytes)

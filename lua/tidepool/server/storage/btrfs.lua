@@ -9,7 +9,7 @@ local trash = require("tidepool.server.storage.trash")
 
 local btrfs = {}
 
-local FREEZE_LIMIT = 2000 -- milliseconds until all of a sandbox must stand still
+local FREEZE_LIMIT = 10000 -- milliseconds until all of a sandbox must stand still
 
 local function root(place)
   return place .. "/root"

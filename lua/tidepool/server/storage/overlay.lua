@@ -16,7 +16,7 @@ local random = require("tidepool.random")
 
 local overlay = {}
 
-local FREEZE_LIMIT = 2000 -- milliseconds until all of a sandbox must stand still
+local FREEZE_LIMIT = 10000 -- milliseconds until all of a sandbox must stand still
 local SHALLOW = 64 -- layers above which an idle sandbox's upper is copied too, so that its own chain stays short
 
 --- What there is to do once the directories are there.
