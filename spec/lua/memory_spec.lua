@@ -250,20 +250,18 @@ print("again" if outside() else "")
     local box = server:sandbox()
     local process = assert(box:start(COUNT, { name = "count" }))
     math.randomseed(7)
-    local killed = 0
-    for round = 1, 8 do
+    local killed, round = 0, 0
+    repeat
+      round = round + 1
       async.run(function()
+        local search = "pgrep -f '[c]riu dump --tree " .. assert(assert(box:info()).pid) .. " '"
         local task = async.spawn(box.hibernate, box)
         local found
-        for _ = 1, 200 do
-          local pipe = io.popen("pgrep -f '[c]riu dump --tree " .. assert(box:info()).pid .. " '")
-          found = pipe and pipe:read("*a"):match("%d+")
-          if pipe then
-            pipe:close()
-          end
-          if found or async.sleep(0.002) then
-            break
-          end
+        while not found and not task.done do
+          async.sleep(0.002)
+          local pipe = assert(io.popen(search))
+          found = pipe:read("*a"):match("%d+")
+          pipe:close()
         end
         async.sleep(math.random() * 0.12)
         if found and uv.kill(tonumber(found), "sigkill") then
@@ -272,7 +270,7 @@ print("again" if outside() else "")
         task:join()
       end)
       assert(process:wait_log("^" .. round * 3 .. "$"))
-    end
+    until round >= 8 and killed > 0 or round >= 60
     assert.is_true(killed > 0)
     assert.equal("running", (state_of(box)))
   end)
