@@ -7,6 +7,7 @@
 #include <signal.h>
 #include <stdio.h>
 #include <string.h>
+#include <sys/signalfd.h>
 #include <time.h>
 #include <unistd.h>
 
@@ -44,10 +45,17 @@ void agent_stat(const struct stat *from, struct tp_agent_stat *to) {
   };
 }
 
+static int ending = -1; /* readable when we are to end between two operations, by SIGTERM */
+
 static void wait_for(struct agent *agent, short events) {
-  struct pollfd entry = {.fd = agent->channel.fd, .events = events};
-  while (poll(&entry, 1, -1) < 0 && errno == EINTR) {
+  struct pollfd entries[] = {{.fd = agent->channel.fd, .events = events}, {.fd = ending, .events = POLLIN}};
+  while (poll(entries, events & POLLIN && agent->file < 0 ? 2 : 1, -1) < 0 && errno == EINTR) {
   }
+}
+
+static bool asked_to_end(void) {
+  struct pollfd entry = {.fd = ending, .events = POLLIN};
+  return ending >= 0 && poll(&entry, 1, 0) > 0;
 }
 
 static _Noreturn void leave(struct agent *agent) {
@@ -171,11 +179,13 @@ static void answer(struct agent *agent, const struct tp_agent_request *request) 
 _Noreturn void agent_run(int socket) {
   static struct agent agent;
   struct tp_error err;
-  sigset_t none;
-  sigemptyset(&none);
+  sigset_t term;
+  sigemptyset(&term);
+  sigaddset(&term, SIGTERM);
   signal(SIGPIPE, SIG_IGN);
   signal(SIGXFSZ, SIG_IGN);
-  sigprocmask(SIG_SETMASK, &none, NULL);
+  sigprocmask(SIG_SETMASK, &term, NULL);
+  ending = signalfd(-1, &term, SFD_NONBLOCK | SFD_CLOEXEC);
   umask(0); /* modes are what the client says */
   if (geteuid() == 0 && agent_cut_capabilities() < 0)
     _exit(126);
@@ -187,6 +197,8 @@ _Noreturn void agent_run(int socket) {
     struct tp_frame frame;
     struct tp_agent_request request;
     int fds[TP_FRAME_FDS];
+    if (agent.file < 0 && asked_to_end())
+      leave(&agent); /* what was not read the client knows of: its socket is reset */
     int got = tp_channel_receive(&agent.channel, &frame, fds, &err);
     if (got == 0) {
       wait_for(&agent, POLLIN);

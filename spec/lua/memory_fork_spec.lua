@@ -123,6 +123,37 @@ describe("a snapshot with memory", function()
     assert.same({}, dumps())
   end)
 
+  it("is taken again and again while commands and file operations come, and none of them fails", function()
+    local box = server:sandbox({ cpu = 2 })
+    async.run(function()
+      local done, tasks = false, {}
+      for i = 1, 3 do
+        tasks[i] = async.spawn(function()
+          local n = 0
+          while not done do
+            n = n + 1
+            assert.equal(n .. "\n", assert(box:exec("echo " .. n)).stdout)
+            assert(box:write("/workspace/" .. i, tostring(n)))
+            assert.equal(tostring(n), assert(box:read("/workspace/" .. i)))
+          end
+          return n
+        end)
+      end
+      for i = 1, 6 do
+        assert(box:snapshot("busy-" .. i, { memory = true }))
+        async.sleep(0.03)
+      end
+      done = true
+      for _, task in ipairs(tasks) do
+        local ok, count = task:join()
+        assert.is_true(ok, count)
+        assert.is_true(count > 0)
+      end
+    end)
+    assert(client:call("snapshot_keep", { name = box.name, last = 1 }))
+    assert(client:call("snapshot_rm", { snapshot = box.name .. "@busy-6" }))
+  end)
+
   it("goes on in new sandboxes, several at once, when its own is gone and the server was killed", function()
     local box = server:sandbox({ image = support.image("debian"), cpu = 2 })
     assert(box:mkdir("/workspace/held"))

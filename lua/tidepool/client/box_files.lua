@@ -9,12 +9,16 @@ local box_files = {}
 
 local IDLE = 30 -- seconds that an agent is kept for the next operation; it costs the sandbox memory
 
--- Runs body(files) with the kept agent of options.user, or a new one.
-local function with_agent(box, options, body)
+local AGAIN = 10 -- times that an operation is begun
+
+-- Runs body(files) with the kept agent of options.user, or a new one. One that an agent has not heard, which ends when
+-- the sandbox goes to sleep or its memory is taken, is asked of the next one.
+-- once: body is one operation, "whole" when none of its requests counts before the last.
+local function with_agent(box, options, body, once, try)
   return async.within(function()
     local user = tostring(options and options.user or "agent")
     local kept = box.agents[user]
-    if kept and kept.users == 0 and not kept.files:alive() then
+    if kept and (kept.files.closed or kept.users == 0 and not kept.files:alive()) then
       kept = nil
     end
     if not kept then
@@ -45,6 +49,12 @@ local function with_agent(box, options, body)
     end
     if not results[1] then
       error(results[2], 0)
+    elseif results[2] or not kept.files.unheard then
+      return unpack(results, 2, 4)
+    end
+    local unheard = results[5] == "unheard" or once == "whole" and kept.files.closed
+    if unheard and once and (try or 1) < AGAIN then
+      return with_agent(box, options, body, once, (try or 1) + 1)
     end
     return unpack(results, 2, 4)
   end)
@@ -60,7 +70,7 @@ function box_files.extend(Box)
       local args = { n = select("#", ...), ... }
       return with_agent(self, args[position], function(agent)
         return agent[name](agent, unpack(args, 1, args.n))
-      end)
+      end, name == "write" and type(args[2]) == "string" and "whole" or "single")
     end
   end
 

@@ -36,7 +36,21 @@ function files.open(fd)
     channel:close()
     return nil, message, code
   end
-  return setmetatable({ channel = channel, poller = poller, serial = 0, lock = async.lock() }, Files)
+  local self = setmetatable({ channel = channel, poller = poller, serial = 0, sent = 0 }, Files)
+  local lock = async.lock()
+  self.lock = {
+    with = function(_, operation, ...)
+      return lock:with(function(...)
+        self.sent = 0
+        local result, extra, why = operation(...)
+        if why == "EUNHEARD" then
+          return nil, extra, "EPIPE", "unheard"
+        end
+        return result, extra, why
+      end, ...)
+    end,
+  }
+  return self
 end
 
 --- Ends the conversation; the agent ends with it.
@@ -63,18 +77,22 @@ function Files:alive()
   return true
 end
 
-local function lost(self, message, code)
+-- unheard: the agent has ended before it read all that was sent. Of an operation's only request so far that is
+-- "EUNHEARD": it was not begun, and whoever knows another agent may ask that; to callers it is "EPIPE", "unheard".
+local function lost(self, message, code, unheard)
   self:close(message)
-  return nil, "file agent: " .. tostring(message), code or "EPIPE"
+  self.unheard = unheard
+  return nil, "file agent: " .. tostring(message), unheard and self.sent <= 1 and "EUNHEARD" or code or "EPIPE"
 end
 
 -- Whole or not at all: what the socket doesn't take at once is waited for, so that memory stays at a
 -- chunk however slow the other side is.
 local function send(self, op, params)
   if self.closed then
-    return nil, "file agent: " .. self.closed, "EPIPE"
+    return nil, "file agent: " .. self.closed, self.sent == 0 and self.unheard and "EUNHEARD" or "EPIPE"
   end
   self.serial = self.serial % 0x7fffffff + 1
+  self.sent = self.sent + 1
   local bytes, message, code = core.agent.encode(op, self.serial, params)
   if not bytes then
     return nil, message, code
@@ -91,7 +109,7 @@ local function send(self, op, params)
     sent, message, code = self.channel:flush()
   end
   if sent == nil then
-    return lost(self, message, code)
+    return lost(self, message, code, code == "EPIPE" or code == "ECONNRESET")
   end
   return self.serial
 end
@@ -111,7 +129,7 @@ local function receive(self, patience)
         return lost(self, "does not answer any more", failed)
       end
     else
-      return lost(self, fds, code)
+      return lost(self, fds, code, tostring(fds):find("reset", 1, true) ~= nil)
     end
   end
   return nil, "file agent: " .. tostring(self.closed), "EPIPE"
@@ -208,9 +226,9 @@ end
 ---@return string? message
 ---@return string? code "EFBIG" too: more than 1 GiB at a time
 function Files:read(path, options)
-  local fd, message, code = self:open(path)
+  local fd, message, code, unheard = self:open(path)
   if not fd then
-    return nil, message, code
+    return nil, message, code, unheard
   end
   -- What it held when it was opened: one that grows as fast as we read has no end.
   local stat, offset = message, options and options.offset or 0

@@ -202,11 +202,10 @@ handlers.signal = with(process_of, function(process, params)
   if not number or number < 1 or number > 64 or number ~= math.floor(number) then
     return nil, "unknown signal: " .. params.signal, "EINVAL"
   end
-  if process.kind or not process.sandbox.link then
+  if process.kind then
     return nil, "process has ended: " .. params.process, "ESRCH"
   end
-  local ok, message, code = process.sandbox.link:request("signal", { id = process.id, signal = number }, nil, 5)
-  return ok and true, message, code
+  return processes.signal(process, number)
 end)
 
 handlers.kill = with(process_of, function(process, params)
@@ -258,9 +257,9 @@ handlers.wait_port = with(awake, function(sandbox, params)
   end
   local left, pause = params.timeout, 0.005
   while true do
-    if not sandbox.link then
+    if not sandbox.link and not sandbox:asleep() then
       return nil, "sandbox is not running: " .. params.name, "ESTOPPED"
-    elseif is_open(sandbox.link, params.port) then
+    elseif sandbox.link and is_open(sandbox.link, params.port) then
       return true
     elseif process and process.exited:is_set() then
       return nil, ("%s ended before port %d was open"):format(params.process, params.port), "ESRCH"

@@ -272,11 +272,31 @@ local function identify(params)
   return name, key
 end
 
--- Has init start it in a leaf of its own.
-local function request_start(sandbox, name, key, params, attach)
-  if not sandbox.link then
-    return nil, "sandbox is not running: " .. sandbox.name, "ESTOPPED"
+local UNHEARD = 10 -- times that a request is asked again
+
+-- What ask(link) returns. Asked again of the sandbox when it is awake, if init had let go of us before it read
+-- the request: its memory was being taken.
+local function heard(sandbox, ask)
+  for try = 1, UNHEARD do
+    local link = sandbox.link
+    local result, message, code = nil, "sandbox is not running: " .. sandbox.name, "ESTOPPED"
+    local unheard = not link and sandbox:asleep()
+    if link then
+      result, message, code = ask(link)
+      unheard = not result and link.let_go and link:is_closed()
+    end
+    if not unheard or try == UNHEARD then
+      return result, message, code
+    end
+    local awake, why, why_code = sandbox:wake()
+    if not awake then
+      return nil, why, why_code
+    end
   end
+end
+
+-- Has init start it in a leaf of its own.
+local function request_start(sandbox, link, name, key, params, attach)
   local leaf, message, code = sandbox:leaf(key)
   if not leaf then
     return nil, message, code
@@ -284,7 +304,6 @@ local function request_start(sandbox, name, key, params, attach)
   sandbox.processes.lingering[key] = nil -- one that a killed server had made for this request
   local argv = params.argv or { "/bin/sh", "-c", params.line }
   local reply, step
-  local link = sandbox.link
   reply, message, code, step = link:request("start", {
     tty = params.tty,
     stdin = params.stdin,
@@ -304,7 +323,9 @@ local function request_start(sandbox, name, key, params, attach)
   }, attach and { leaf, attach } or { leaf })
   leaf:close()
   if not reply then
-    if not sandbox.run or sandbox.link ~= link or link:is_closed() or code == "ECANCELED" then
+    if link.let_go and link:is_closed() then
+      return nil, message, code
+    elseif not sandbox.run or sandbox.link ~= link or link:is_closed() or code == "ECANCELED" then
       return stopped_under(sandbox, message, code)
     end
     close_leaf(sandbox, key)
@@ -347,7 +368,9 @@ function processes.start(sandbox, params, fds)
   local answered = async.event()
   all.starting[key], all.naming[name] = answered, name ~= "" or nil
   local process, message
-  process, message, code = request_start(sandbox, name, key, params, fds and fds[1])
+  process, message, code = heard(sandbox, function(link)
+    return request_start(sandbox, link, name, key, params, fds and fds[1])
+  end)
   all.starting[key], all.naming[name] = nil, nil
   if process and taken then
     drop(sandbox, taken)
@@ -419,22 +442,20 @@ function processes.attach(process, params, fds)
   if not fds or not fds[1] then
     return nil, "attach needs a socket", "EINVAL"
   end
-  local link = process.sandbox.link
-  if not link then
-    return nil, "sandbox is not running: " .. process.sandbox.name, "ESTOPPED"
-  end
   local offset = params.offset or params.since or 0
   if offset < 0 then
     processes.refresh(process.sandbox)
     offset = math.max(0, (process.output or 0) + offset)
   end
-  local reply, message, code = link:request("attach", {
-    id = process.id,
-    offset = offset,
-    input = params.input,
-    lossless = params.lossless,
-    follow = params.follow,
-  }, { fds[1] })
+  local reply, message, code = heard(process.sandbox, function(link)
+    return link:request("attach", {
+      id = process.id,
+      offset = offset,
+      input = params.input,
+      lossless = params.lossless,
+      follow = params.follow,
+    }, { fds[1] })
+  end)
   if not reply and code == "ESRCH" then
     return nil, "output of process is forgotten: " .. process.id, "ENOPROCESS"
   elseif not reply then
@@ -535,17 +556,27 @@ end
 
 --- Starts a file agent of that user on the client's socket. All agents share one leaf, "files".
 function processes.agent(sandbox, user, socket)
-  local leaf, message, code = sandbox:leaf("files")
-  if not leaf then
-    return nil, message, code
-  end
-  local reply, step
-  reply, message, code, step = sandbox.link:request("agent", { user = user }, { leaf, socket }, 10)
-  leaf:close()
-  if not reply then
-    return start_failure({ user = user }, message, code, step)
-  end
-  return true
+  return heard(sandbox, function(link)
+    local leaf, message, code = sandbox:leaf("files")
+    if not leaf then
+      return nil, message, code
+    end
+    local reply, step
+    reply, message, code, step = link:request("agent", { user = user }, { leaf, socket }, 10)
+    leaf:close()
+    if not reply then
+      return start_failure({ user = user }, message, code, step)
+    end
+    return true
+  end)
+end
+
+--- Sends a signal to the process itself: true | nil, message, code ("ESRCH").
+function processes.signal(process, number)
+  local reply, message, code = heard(process.sandbox, function(link)
+    return link:request("signal", { id = process.id, signal = number }, nil, 5)
+  end)
+  return reply and true, message, code
 end
 
 return processes

@@ -19,6 +19,7 @@ local dump = {}
 
 local FREEZE = 10000 -- milliseconds until all must stand still
 local STARTING = 3 -- seconds in which what is being started must be
+local AGENTS = 1 -- seconds that a file operation gets to its end
 local MiB = 1048576
 local SPARE = 64 * MiB -- that a dump leaves free
 local LEAST, RATE = 20, 20 * 1048576 -- a dump may take so many seconds, and one more for so many bytes
@@ -179,7 +180,8 @@ function dump.run(argv, directory, log, limit, on_start)
     return nil, ("CRIU was killed by signal %d: %s"):format(result.signal, dump.complaint(directory, log)), "EIO"
   end
   local name, complaint = (read_file(directory .. "/said") or ""):match("^(E%u+): ([^\n]*)")
-  return nil, complaint or dump.complaint(directory, log), name or "EIO"
+  complaint = complaint or dump.complaint(directory, log)
+  return nil, complaint, name or complaint:find("No space left", 1, true) and "ENOSPC" or "EIO"
 end
 
 --- Bytes of all files of a directory.
@@ -218,12 +220,16 @@ function dump.remove(directory)
   return uv.fs_rmdir(directory)
 end
 
--- Ends the file agents. Their group goes with them: Linux 6.18 kills whatever is cloned into a group that was once
--- killed.
+-- Ends the file agents, each after what it does, within AGENTS seconds. Their group goes with them: Linux 6.18 kills
+-- whatever is cloned into a group that was once killed.
 local function end_agents(sandbox, till)
   local cgroups, group = sandbox.server.cgroups, sandbox:leaf_group("files")
-  cgroup.kill(cgroups, group)
+  local patience = uv.hrtime() + AGENTS * 1e9
+  cgroup.signal(cgroups, group, 15)
   while not cgroup.remove_leaf(cgroups, group) and uv.hrtime() < till do
+    if uv.hrtime() > patience then
+      cgroup.kill(cgroups, group)
+    end
     async.sleep(0.001)
   end
 end
@@ -231,16 +237,17 @@ end
 -- Clients' ends are let go of: by init, and by the file agents, which end.
 local function quiesce(sandbox)
   local till = uv.hrtime() + STARTING * 1e9
-  end_agents(sandbox, till)
   local link = sandbox.link
   local ok, message, code
+  link.let_go = true -- whoever it does not hear asks again
   repeat
     ok, message, code = link:request("quiesce", {}, nil, 15)
     if code == "EBUSY" then
       async.sleep(0.005)
     end
   until code ~= "EBUSY" or uv.hrtime() > till
-  if not ok then
+  if not ok and not link:is_closed() then -- closed, it has let go; a request that came too late hid the answer
+    link.let_go = nil
     return nil, message, code
   end
   sandbox.link = nil -- so that its end is nobody's alarm
@@ -249,6 +256,7 @@ local function quiesce(sandbox)
     async.sleep(0.001)
   end
   link:close()
+  end_agents(sandbox, uv.hrtime() + STARTING * 1e9)
   return true
 end
 
@@ -306,7 +314,7 @@ local function write_memory(sandbox, found, directory, captured)
   local began, pid = uv.hrtime(), nil
   local usage = cgroup.usage(sandbox.server.cgroups, sandbox:key()).memory or 0
   local connections, outside, leaves = dump.connections(sandbox.run.pid), outside_mounts(sandbox.run.pid), leaves_of(sandbox)
-  local took, ended
+  local took, ended, at_work
   local function at_end()
     took = { seconds = (uv.hrtime() - began) / 1e9, bytes = dump.size(directory), connections_reset = connections }
     local ok, message, code = dump.write(directory, {
@@ -316,16 +324,20 @@ local function write_memory(sandbox, found, directory, captured)
     })
     if ok then
       ok, message, code = captured(took, function()
-        ended = uv.kill(pid, "sigkill") == 0
+        ended = true
+        uv.kill(pid, "sigkill")
       end)
     end
     return ok and true, message, code
   end
   local stop, message, code = hook.listen(directory .. "/hook", function(stage)
-    if stage == "post-dump" then
-      return at_end()
+    if stage ~= "post-dump" then
+      return true
     end
-    return true
+    at_work = async.event()
+    local agreed, why, why_code = at_end()
+    at_work:set(true)
+    return agreed, why, why_code
   end)
   if not stop then
     return nil, message, code
@@ -334,6 +346,9 @@ local function write_memory(sandbox, found, directory, captured)
   ok, message, code = dump.run(command(sandbox, found, directory, outside), directory, "dump.log", LEAST + usage / RATE, function(number)
     pid = number
   end)
+  if at_work then
+    at_work:wait() -- CRIU may have been killed meanwhile
+  end
   local refused, refused_code = stop()
   if ok and not took then
     return nil, "CRIU has not asked", "EPROTO"
