@@ -10,7 +10,8 @@
  * CRIU keeps what it has found out about the kernel. --owner takes on the user who owns the sandbox's
  * user namespace, and keeps all capabilities: where the machine has withheld CAP_SYS_RESOURCE from
  * us, the owner still has it inside.
- * --of PID names the sandbox that is to be dumped: what CRIU would forget of it is refused.
+ * --of PID names the sandbox that is to be dumped: what CRIU would forget of it is refused, and a
+ * shortage of memory does not end CRIU.
  * As CRIU's own action script it is the hook of hook.h.
  * Standard error tells "CODE: message" of what fails here; exit status 125. */
 #include <errno.h>
@@ -122,9 +123,19 @@ static int become_owner(uid_t owner, struct tp_error *err) {
   return syscall(SYS_setresuid, -1, owner, -1) < 0 ? tp_fail(err, errno, "become user %u", owner) : 0;
 }
 
+/* A CRIU that is killed while it dumps can take a process with it. Not where it is not permitted. */
+static void protect_from_shortage(void) {
+  TP_CLOSE int fd = open("/proc/self/oom_score_adj", O_WRONLY | O_CLOEXEC);
+  if (fd < 0 || write(fd, "-1000", 5) < 0)
+    return;
+}
+
 static int prepare(const struct options *options, struct tp_error *err) {
-  if (options->of > 0 && tp_criu_no_queues(options->of, err) < 0)
-    return -1;
+  if (options->of > 0) {
+    protect_from_shortage();
+    if (tp_criu_no_queues(options->of, err) < 0)
+      return -1;
+  }
   if (unshare(CLONE_NEWNS) < 0 || mount(NULL, "/", NULL, MS_REC | MS_PRIVATE, NULL) < 0)
     return tp_fail(err, errno, "unshare mounts");
   if (options->root && mount_root(options, err) < 0)
