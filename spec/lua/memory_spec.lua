@@ -414,4 +414,24 @@ describe("without CRIU", function()
     assert.match("memory install", message)
     assert.equal("running", assert(box:info()).state)
   end)
+
+  it("the command line gets it first, or says why that can't be", function()
+    support.needs_root()
+    if uv.fs_stat("/usr/sbin/criu") then
+      pending("needs a machine without CRIU")
+    end
+    local server = support.server()
+    uv.os_setenv("TIDEPOOL_CRIU_SUITES", "")
+    local box = server:sandbox()
+    uv.os_unsetenv("TIDEPOOL_CRIU_SUITES")
+    local result = support.cli({ "hibernate", box.name }, { env = { "PATH=" .. os.getenv("PATH"), "TIDEPOOL_STATE=" .. server.state,
+      "TIDEPOOL_RUN=" .. server.run, "TIDEPOOL_BUILD=" .. require("tidepool.paths").build(), "HOME=/" } })
+    assert.equal(125, result.code)
+    assert.matches("TIDEPOOL_CRIU_SUITES is empty.*%(ENOPKG%)", result.stderr)
+    assert.equal("running", assert(box:info()).state)
+    assert(uv.fs_symlink(support.shared().state .. "/criu", server.state .. "/criu"))
+    if support.shared().client:call("memory_install", {}) then
+      assert(box:hibernate())
+    end
+  end)
 end)

@@ -135,6 +135,29 @@ local function show_dump(took)
   return line .. "\n"
 end
 
+-- Gets CRIU, with its progress as notes: { version } | nil, message, code.
+local function obtain(context, replace)
+  return context:connect():call("memory_install", { replace = replace }, nil, function(line)
+    context:note(format.clean(line))
+  end)
+end
+
+-- The first one on a machine gets CRIU by itself.
+local function hibernate(context, values, command)
+  local took, message, code = context:call(command, values)
+  if code == "ENOPKG" then
+    local got
+    got, message, code = obtain(context)
+    if got then
+      took, message, code = context:call(command, values)
+    end
+  end
+  if not took then
+    return context:fail(message, code)
+  end
+  return context:result(took, show_dump)
+end
+
 return {
   { name = "snapshot create", show = show_snapshot },
   { name = "snapshot ls", run = list_of(show_list) },
@@ -145,13 +168,11 @@ return {
   { name = "fork", run = list_of(names) },
   { name = "promote", show = name_only },
   { name = "freeze", show = name_only },
-  { name = "hibernate", show = show_dump },
+  { name = "hibernate", run = hibernate },
   {
     name = "memory install",
-    run = function(context, values, command)
-      local got, message, code = context:connect():call(command.verb, { replace = values.replace }, nil, function(line)
-        context:note(format.clean(line))
-      end)
+    run = function(context, values)
+      local got, message, code = obtain(context, values.replace)
       if not got then
         return context:fail(message, code)
       end
