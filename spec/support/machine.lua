@@ -169,7 +169,7 @@ function machine.leftovers(state, run, instance)
     note("process", processes_of(run))
     note("loop device", loops_of(state))
     note("cgroup", instance and cgroups_of(instance) or {})
-    if machine.read("/proc/self/mountinfo"):find(" " .. state, 1, true) then
+    if machine.read("/proc/self/mountinfo"):find(" " .. state .. "/", 1, true) then -- it may be one itself
       left[#left + 1] = "a mount below " .. state
     end
     return #left == 0
