@@ -296,6 +296,22 @@ print("again" if outside() else "")
     assert.is_nil(assert(other:info()).kind)
   end)
 
+  it("does nothing between the instant of its image and its end, which it would do again", function()
+    local box = server:sandbox()
+    local process = assert(box:start("i=0; while :; do i=$((i+1)); echo $i >> /workspace/log; done", { name = "busy" }))
+    for _ = 1, 4 do
+      assert(box:hibernate())
+      assert(box:wake())
+    end
+    process:kill(0)
+    local wanted = 0
+    for line in assert(box:read("/workspace/log")):gmatch("[^\n]+") do
+      wanted = wanted + 1
+      assert.equal(tostring(wanted), line)
+    end
+    assert.is_true(wanted > 4)
+  end)
+
   it("loses no output of a command that somebody waits for", function()
     local box = server:sandbox()
     local command = "i=0; while [ $i -lt 20 ]; do i=$((i+1)); echo $i; sleep 0.05; done"

@@ -316,6 +316,8 @@ local function write_memory(sandbox, found, directory, captured)
   local connections, outside, leaves = dump.connections(sandbox.run.pid), outside_mounts(sandbox.run.pid), leaves_of(sandbox)
   local took, ended, at_work
   local function at_end()
+    -- CRIU holds all by ptrace, and thawed it for that: who lets go of it, or is killed, lets it run else.
+    cgroup.freeze(sandbox.server.cgroups, sandbox:key())
     took = { seconds = (uv.hrtime() - began) / 1e9, bytes = dump.size(directory), connections_reset = connections }
     local ok, message, code = dump.write(directory, {
       version = 1, criu = found.version, boot_id = host.boot_id(), created = now(), bytes = took.bytes, seconds = took.seconds, host = host.machine(),
