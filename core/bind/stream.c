@@ -32,6 +32,8 @@ struct stream {
   size_t read_size;
   uint8_t *outgoing; /* the rest of an input frame that the socket took in part; OUTGOING bytes */
   size_t outgoing_start, outgoing_end;
+  size_t outgoing_header; /* how much of it, from its beginning, is the frame's header */
+  unsigned outgoing_type;
 };
 
 static int push_frame(lua_State *L, const struct tp_stream_frame *frame) {
@@ -179,6 +181,8 @@ static int send_frame(struct stream *stream, unsigned type, const void *bytes, s
   if (sent < 0)
     return errno == EAGAIN || errno == EWOULDBLOCK ? 0 : tp_fail(err, errno, "write stream");
   size_t at = (size_t)sent;
+  stream->outgoing_type = type;
+  stream->outgoing_header = at < sizeof header ? sizeof header - at : 0;
   for (; at < sizeof header; at++)
     stream->outgoing[stream->outgoing_end++] = header[at];
   size_t from = at - sizeof header;
@@ -201,10 +205,10 @@ static int l_write(lua_State *L) {
     if (part > OUTGOING - TP_ATTACH_INPUT_HEADER)
       part = OUTGOING - TP_ATTACH_INPUT_HEADER;
     int took = send_frame(stream, TP_ATTACH_STDIN, bytes + done, part, &err);
-    if (took < 0)
+    if (took < 0 && done == 0)
       return tp_lua_fail(L, &err);
-    if (took == 0)
-      break;
+    if (took <= 0)
+      break; /* a failure is met again by the next call */
     done += part;
   }
   if (done == 0 && length > 0)
@@ -246,6 +250,33 @@ static int l_flush(lua_State *L) {
   if (empty < 0)
     return tp_lua_fail(L, &err);
   lua_pushboolean(L, empty);
+  return 1;
+}
+
+/* stream:resume(other) -> true | nil, message, code
+ *
+ * What the socket of `other` has not taken of its last frame is sent by this one first: a new frame, of
+ * the bytes that are left. A size of a terminal isn't, whoever has a new terminal tells it anew. */
+static int l_resume(lua_State *L) {
+  struct stream *stream = check_stream(L), *other = luaL_checkudata(L, 2, STREAM_TYPE);
+  luaL_argcheck(L, stream != other, 2, "another stream");
+  size_t from = other->outgoing_header > other->outgoing_start ? other->outgoing_header : other->outgoing_start;
+  size_t left = other->outgoing_end > from ? other->outgoing_end - from : 0;
+  bool whole = other->outgoing_start < other->outgoing_header; /* init has not seen its header */
+  bool wanted = other->outgoing_type == TP_ATTACH_STDIN ? left > 0
+                                                       : other->outgoing_type == TP_ATTACH_STDIN_EOF && whole;
+  if (other->outgoing_start < other->outgoing_end && wanted) {
+    if (!stream->outgoing && !(stream->outgoing = malloc(OUTGOING)))
+      return fail_code(L, ENOMEM, "buffer stream");
+    tp_stream_input_header(stream->outgoing, other->outgoing_type, left);
+    memcpy(stream->outgoing + TP_ATTACH_INPUT_HEADER, other->outgoing + from, left);
+    stream->outgoing_start = 0;
+    stream->outgoing_end = TP_ATTACH_INPUT_HEADER + left;
+    stream->outgoing_header = TP_ATTACH_INPUT_HEADER;
+    stream->outgoing_type = other->outgoing_type;
+  }
+  other->outgoing_start = other->outgoing_end = 0;
+  lua_pushboolean(L, 1);
   return 1;
 }
 
@@ -315,7 +346,7 @@ static int l_decoder_gc(lua_State *L) {
 
 int tp_open_stream(lua_State *L) {
   static const luaL_Reg stream_methods[] = {
-      {"read", l_read},   {"write", l_write},   {"eof", l_eof},     {"resize", l_resize},
+      {"read", l_read},   {"write", l_write},   {"eof", l_eof},     {"resize", l_resize}, {"resume", l_resume},
       {"flush", l_flush}, {"number", l_number}, {"close", l_close}, {NULL, NULL}};
   static const luaL_Reg decoder_methods[] = {{"feed", l_feed}, {"next", l_next}, {NULL, NULL}};
   static const luaL_Reg functions[] = {{"open", l_open}, {"decoder", l_decoder}, {NULL, NULL}};

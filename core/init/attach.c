@@ -89,11 +89,14 @@ int attach_open(struct process *process, int fd, uint32_t flags, uint64_t offset
   attachment->next = process->attachments;
   process->attachments = attachment;
   process->attachment_count++;
+  if (flags & TP_ATTACH_LOSSLESS && process->held_readers && offset >= process->held &&
+      --process->held_readers == 0)
+    process->held = TP_RING_FREE;
   return 0;
 }
 
 uint64_t attach_keep(const struct process *process) {
-  uint64_t keep = TP_RING_FREE;
+  uint64_t keep = process->held;
   for (struct attachment *at = process->attachments; at; at = at->next)
     if (at->flags & TP_ATTACH_LOSSLESS && !at->gone && at->at < keep && at->at < at->stop)
       keep = at->at;
@@ -355,6 +358,44 @@ static void read_one(struct attachment *attachment) {
     }
   }
   interest(attachment);
+}
+
+/* All that the client has sent. The socket is shut: its next send fails, so that it knows what to say
+ * again. */
+static void drain(struct attachment *attachment) {
+  uint8_t bytes[4096];
+  ssize_t got;
+  while ((got = recv(attachment->source.fd, bytes, sizeof bytes, MSG_DONTWAIT)) > 0)
+    if (tp_attach_parse(&attachment->parser, bytes, (size_t)got, take_input, attachment) < 0)
+      break;
+}
+
+/* Where its reader will go on: of a frame that is on its way it has nothing yet. */
+static uint64_t resumes_at(const struct attachment *attachment) {
+  bool busy = attachment->head_sent < attachment->head_length || attachment->saved || attachment->left;
+  if (!busy || attachment->head[0] != TP_ATTACH_DATA)
+    return attachment->at;
+  uint64_t offset = 0;
+  for (unsigned i = 0; i < 8; i++)
+    offset |= (uint64_t)attachment->head[8 + i] << 8 * i;
+  return offset;
+}
+
+void attach_suspend_all(struct process *process) {
+  process->held = TP_RING_FREE;
+  process->held_readers = 0;
+  for (struct attachment *at = process->attachments; at; at = at->next) {
+    shutdown(at->source.fd, SHUT_RDWR); /* others may hold it open */
+    if (at->flags & TP_ATTACH_INPUT)
+      drain(at);
+    if (at->flags & TP_ATTACH_LOSSLESS && !at->gone && at->at < at->stop) {
+      uint64_t offset = resumes_at(at);
+      process->held_readers++;
+      if (offset < process->held)
+        process->held = offset;
+    }
+  }
+  attach_close_all(process);
 }
 
 void attach_read(struct process *process) {

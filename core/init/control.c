@@ -123,6 +123,7 @@ static void hello(const struct origin *origin, uint32_t version) {
     return;
   }
   origin->control->hello = true;
+  process_hold();
   prctl(PR_SET_DUMPABLE, 0, 0, 0, 0);
   struct tp_init_reply reply = {.type = TP_INIT_WELCOME};
   reply.welcome.version = TP_INIT_VERSION;

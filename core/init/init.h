@@ -29,6 +29,7 @@
 #define STDIN_LIMIT (64u << 10)
 #define START_TIMEOUT 10000 /* ms */
 #define CONNECT_TIMEOUT 1000
+#define HOLD_TIMEOUT 10000 /* until a lossless reader is back after a memory dump */
 #define ENV_EXTRA 8 /* variables that a child adds to what it was given */
 
 /* Loop: loop.c */
@@ -142,11 +143,13 @@ struct process {
   struct source input;     /* stdin's write end; a terminal's input goes through output[0] */
   int slave;               /* held open while the main process lives, so that the master has no EIO */
   uint8_t *waiting;        /* stdin bytes that the process has not taken */
-  uint32_t waiting_start, waiting_length;
+  uint32_t waiting_start, waiting_length, waiting_size;
   bool input_eof, input_closed;
   struct tp_ring ring;
   struct attachment *attachments;
   unsigned attachment_count;
+  uint64_t held;         /* from here on the ring waits for lossless readers to come back, or TP_RING_FREE */
+  unsigned held_readers; /* ... so many */
   struct tp_bytes key, name, user, cwd;
   struct tp_list argv;
   uint8_t *texts; /* what those point to */
@@ -159,7 +162,10 @@ struct process *process_by_key(struct tp_bytes key);
 unsigned process_count(void);
 void process_list(const struct origin *origin);
 int process_forget(uint32_t id); /* 0 or an errno */
-void process_detach_all(void);   /* every attach socket is closed */
+/* Every attach socket is closed; lossless readers have until process_hold runs out to come back. */
+void process_detach_all(void);
+void process_hold(void);        /* the time begins in which they may */
+int process_hold_timeout(void); /* ms to the next call, -1: none is needed */
 void process_reaped(pid_t pid, int status, const struct rusage *usage);
 /* Move output along: pipes to ring to clients, as far as it goes without waiting. */
 void process_pump(struct process *process);
@@ -190,6 +196,8 @@ void attach_save(struct process *process, uint64_t offset);
 void attach_input_closed(struct process *process);
 void attach_ended(struct process *process);
 void attach_close_all(struct process *process);
+/* The same before a memory dump: what clients have sent is taken first, and nothing more is. */
+void attach_suspend_all(struct process *process);
 
 /* Others */
 

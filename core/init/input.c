@@ -43,7 +43,7 @@ void input_close(struct process *process) {
   source_close(&process->input);
   free(process->waiting);
   process->waiting = NULL;
-  process->waiting_start = process->waiting_length = 0;
+  process->waiting_start = process->waiting_length = process->waiting_size = 0;
   if (!process->reaped)
     attach_input_closed(process);
 }
@@ -64,16 +64,31 @@ static uint32_t offer(struct process *process, const uint8_t *bytes, uint32_t le
   return done;
 }
 
-static void keep(struct process *process, const uint8_t *bytes, uint32_t length) {
-  if (!process->waiting)
-    process->waiting = malloc(STDIN_LIMIT);
-  if (!process->waiting) {
-    input_close(process);
-    return;
-  }
-  if (process->waiting_start + process->waiting_length + length > STDIN_LIMIT) {
+/* More than STDIN_LIMIT only before a memory dump, when readers don't ask input_room first. */
+static bool make_room(struct process *process, uint32_t length) {
+  uint32_t size = process->waiting_length + length;
+  if (process->waiting && process->waiting_start + size <= process->waiting_size)
+    return true;
+  if (process->waiting) {
     memmove(process->waiting, process->waiting + process->waiting_start, process->waiting_length);
     process->waiting_start = 0;
+  }
+  if (process->waiting && size <= process->waiting_size)
+    return true;
+  if (size < STDIN_LIMIT)
+    size = STDIN_LIMIT;
+  uint8_t *bytes = realloc(process->waiting, size);
+  if (!bytes)
+    return false;
+  process->waiting = bytes;
+  process->waiting_size = size;
+  return true;
+}
+
+static void keep(struct process *process, const uint8_t *bytes, uint32_t length) {
+  if (!make_room(process, length)) {
+    input_close(process);
+    return;
   }
   memcpy(process->waiting + process->waiting_start + process->waiting_length, bytes, length);
   process->waiting_length += length;
@@ -85,8 +100,6 @@ void input_write(struct process *process, const uint8_t *bytes, uint32_t length)
   uint32_t took = process->waiting_length ? 0 : offer(process, bytes, length);
   if (process->input_closed || took == length)
     return;
-  if (length - took > STDIN_LIMIT - process->waiting_length)
-    return; /* can't be: readers ask input_room first */
   keep(process, bytes + took, length - took);
   if (!process->input_closed)
     input_interest(process);
@@ -118,7 +131,7 @@ void input_flush(struct process *process) {
   if (process->waiting_length == 0) {
     free(process->waiting);
     process->waiting = NULL;
-    process->waiting_start = 0;
+    process->waiting_start = process->waiting_size = 0;
     if (process->input_eof) {
       input_close(process);
       return;

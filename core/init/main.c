@@ -135,9 +135,11 @@ void shutdown_start(uint32_t grace) {
 
 /* ms to wait, -1 for ever; ends the program when its time has come. */
 static int next_timeout(void) {
-  int start = start_timeout(), connection = connect_timeout(), least = start;
-  if (least < 0 || (connection >= 0 && connection < least))
-    least = connection;
+  const int timeouts[] = {start_timeout(), connect_timeout(), process_hold_timeout()};
+  int least = -1;
+  for (unsigned i = 0; i < sizeof timeouts / sizeof *timeouts; i++)
+    if (timeouts[i] >= 0 && (least < 0 || timeouts[i] < least))
+      least = timeouts[i];
   if (!shutdown_deadline)
     return least;
   uint64_t now = now_ms();

@@ -75,6 +75,7 @@ struct process *process_new(const struct tp_init_start *request) {
   }
   process->input.fd = -1;
   process->slave = -1;
+  process->held = TP_RING_FREE;
   process->input_closed = !(request->flags & (TP_START_STDIN | TP_START_TTY));
   process->started = clock_ns(CLOCK_REALTIME);
   process->began = clock_ns(CLOCK_MONOTONIC);
@@ -370,10 +371,32 @@ void process_detach_all(void) {
   struct process *next;
   for (struct process *process = processes; process; process = next) {
     next = process->next;
-    attach_close_all(process);
-    process->output[0].paused = process->output[1].paused = false; /* a reader who held it is gone */
+    attach_suspend_all(process);
     process_interest(process);
     if (process->forgotten && process->texts)
       process_free(process);
   }
+}
+
+static uint64_t hold_ends; /* ms; 0: nobody is waited for */
+
+void process_hold(void) {
+  hold_ends = now_ms() + HOLD_TIMEOUT;
+}
+
+int process_hold_timeout(void) {
+  uint64_t now = hold_ends ? now_ms() : 0;
+  if (!hold_ends || now < hold_ends)
+    return hold_ends ? (int)(hold_ends - now) : -1;
+  hold_ends = 0;
+  struct process *next;
+  for (struct process *process = processes; process; process = next) {
+    next = process->next;
+    if (!process->held_readers)
+      continue;
+    process->held = TP_RING_FREE;
+    process->held_readers = 0;
+    process_pump(process);
+  }
+  return -1;
 }

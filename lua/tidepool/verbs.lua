@@ -34,6 +34,11 @@ local function cold()
   return { name = "cold", type = "boolean", flag = "--cold", about = "its files only, of a snapshot with memory" }
 end
 
+-- For who was there before the sandbox went to sleep: its sleep is not to end for this.
+local function idle()
+  return { name = "idle", type = "boolean", about = "of a sandbox that sleeps: wait until somebody else wakes it" }
+end
+
 -- Bytes. With less than its first steps take, the kernel kills a sandbox for want of memory while it is
 -- made, and then the spawner too, whose memory its child shares.
 local MEMORY = 4 * 2 ^ 20
@@ -134,7 +139,8 @@ verbs.list = {
       { name = "offset", type = "offset", about = "where its output starts, bytes; negative: so many before the end", default = 0 },
       { name = "input", type = "boolean", about = "also write to its stdin or terminal" },
       { name = "lossless", type = "boolean", about = "the process waits for this reader" },
-      { name = "follow", type = "boolean", about = "stay until the process ends", default = true } },
+      { name = "follow", type = "boolean", about = "stay until the process ends", default = true },
+      { name = "key", type = "string", about = "the key of the request that started it, instead of its name" }, idle() },
     fds = "attach socket", result = "the process", errors = { "ENOSANDBOX", "ENOPROCESS", "ESTOPPED" }, example = "attach agent-42 shell" },
   { name = "signal", cli = "signal", group = "process", about = "Send a signal to a process.",
     params = { sandbox_name(), process_name(),
@@ -147,7 +153,7 @@ verbs.list = {
     params = { sandbox_name(), { name = "process", type = "string", positional = 2, about = "a process: its name or number" },
       { name = "key", type = "string", about = "the key of the request that started it" },
       { name = "timeout", type = "seconds", flag = "--timeout", about = "stop waiting after so long; the process goes on" },
-      { name = "deadline", type = "seconds", about = "kill the process tree after so long" } },
+      { name = "deadline", type = "seconds", about = "kill the process tree after so long" }, idle() },
     result = "the outcome, as of exec", errors = { "ENOSANDBOX", "ENOPROCESS", "ETIMEDOUT", "ESTOPPED" }, example = "wait agent-42 web" },
   { name = "wait_port", cli = "wait-port", group = "process", about = "Wait until something listens on a port of the sandbox.",
     params = { sandbox_name(), { name = "port", type = "integer", positional = 2, required = true, about = "TCP port" },

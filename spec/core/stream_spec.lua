@@ -56,6 +56,63 @@ describe("the stream decoder", function()
   end)
 end)
 
+-- The bytes of stdin in what a client has sent, as init takes them: of a frame that is cut, what is there.
+local function stdin_of(bytes)
+  local parts, at = {}, 1
+  while at + 7 <= #bytes do
+    local a, b, c, d = bytes:byte(at + 4, at + 7)
+    local length = a + b * 256 + c * 65536 + d * 16777216
+    assert(bytes:byte(at) == 1, "not a frame of stdin")
+    parts[#parts + 1] = bytes:sub(at + 8, at + 7 + length)
+    at = at + 8 + length
+  end
+  return table.concat(parts)
+end
+
+describe("a stream whose socket broke", function()
+  -- All that is there to be read.
+  local function drain(fd)
+    local parts = {}
+    while true do
+      local bytes = core.fd.read(fd, 1000)
+      if not bytes or bytes == "" then
+        return table.concat(parts)
+      end
+      parts[#parts + 1] = bytes
+    end
+  end
+
+  it("is resumed by another with exactly what was not taken, wherever the cut is", function()
+    math.randomseed(3)
+    for _ = 1, 60 do
+      local ours, theirs = assert(core.fd.pair())
+      local stream, given = core.stream.open(ours), {}
+      local broken
+      repeat
+        local piece = string.char(math.random(97, 122)):rep(math.random(1, 70000))
+        local taken, _, code = stream:write(piece)
+        given[#given + 1] = taken and piece:sub(1, taken)
+        broken = code == "EAGAIN"
+      until broken
+      local first = drain(theirs)
+      if math.random(2) == 1 then
+        stream:flush()
+        first = first .. drain(theirs)
+      end
+      theirs:close()
+      local next_ours, next_theirs = assert(core.fd.pair())
+      local fresh = core.stream.open(next_ours)
+      assert(fresh:resume(stream))
+      stream:close()
+      assert.is_true(fresh:flush())
+      assert.equal(5, fresh:write("after"))
+      assert.is_true(table.concat(given) .. "after" == stdin_of(first) .. stdin_of(drain(next_theirs)))
+      fresh:close()
+      next_theirs:close()
+    end
+  end)
+end)
+
 describe("an attached stream", function()
   local init
 

@@ -61,6 +61,10 @@ function attached.start(client, params)
     stream:close()
     return attached.connect(client, params.name, described, { input = params.stdin or params.tty, lossless = params.lossless })
   end
+  local box = require("tidepool.client.box").new(client, params.name)
+  stream:survive(require("tidepool.client.process").renewal(box, params.key, {
+    input = params.stdin or params.tty, lossless = params.lossless,
+  }, 0))
   return stream, described
 end
 

@@ -93,7 +93,6 @@ function Box:exec(command, options)
     local sink, lost, result = collect.new(options)
     local call, raise = trap()
     local connection, theirs, reader
-    local seen = 0
 
     local function connect()
       if connection then
@@ -106,8 +105,8 @@ function Box:exec(command, options)
         return nil, theirs, code
       end
       local mine = connection
-      reader = async.spawn(mine.pump, mine, function(number, bytes, offset)
-        seen = offset + #bytes
+      mine:survive(process.renewal(self, params.key, { input = params.stdin, lossless = true }, 0))
+      reader = async.spawn(mine.pump, mine, function(number, bytes)
         call(sink, number, bytes)
       end, lost)
       if options.stdin ~= nil then
@@ -121,17 +120,7 @@ function Box:exec(command, options)
       theirs:close() -- from here on the stream ends when init's side does
     end
     if outcome then
-      local _, last = reader:join()
-      if not last and outcome.id then
-        -- The sandbox has hibernated meanwhile, which ends a connection: init has the rest.
-        local rest = self:process(tostring(outcome.id)):connect({ offset = seen })
-        if rest then
-          rest:pump(function(number, bytes)
-            call(sink, number, bytes)
-          end, lost)
-          rest:close()
-        end
-      end
+      reader:join()
     end
     if connection then
       connection:close()

@@ -37,6 +37,18 @@ local KEYED = {
   snapshot_create = true, snapshot_rm = true, snapshot_keep = true, snapshot_import = true,
 }
 
+-- Who has waited for a while does not end a sleep by waiting on, at the next server.
+local function idle_from_now(verb, params)
+  if verb ~= "wait" then
+    return params
+  end
+  local waiting = { idle = true }
+  for name, value in pairs(params) do
+    waiting[name] = value
+  end
+  return waiting
+end
+
 -- The environment of the server: ours, with this client's directories.
 local function environment_of(self)
   local environment = uv.os_environ()
@@ -216,6 +228,7 @@ function Client:call(verb, params, fds, on_progress)
     local result, extra, lost
     result, extra, code, lost = call_once(self, verb, params, fds, on_progress)
     local tries = 1
+    params = idle_from_now(verb, params)
     while lost and REPEATABLE[verb] and tries < TRIES do
       -- A server that is being killed may still take the next connection before its listener goes.
       async.sleep(0.01 * (tries - 1))
@@ -256,7 +269,7 @@ function Client:call_keyed(verb, params, renew)
       return result, message, code
     end
     if verb == "exec" then
-      result, message, code = self:call("wait", { name = params.name, key = params.key, deadline = params.timeout })
+      result, message, code = self:call("wait", { name = params.name, key = params.key, deadline = params.timeout, idle = true })
       if result ~= nil or code ~= "ENOPROCESS" then
         return result, message, code
       end

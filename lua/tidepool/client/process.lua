@@ -29,6 +29,32 @@ local function call(self, verb, params, fds)
   return self.box.client:call(verb, params, fds)
 end
 
+--- How a stream of the process of this key attaches again after a sleep of its sandbox.
+---@param box tidepool.Box
+---@param key string
+---@param options table as of connect
+---@param at integer where its output begins, bytes
+---@return tidepool.StreamRenewal
+function process.renewal(box, key, options, at)
+  return {
+    at = at,
+    attach = function(socket, offset)
+      return box.client:call("attach", {
+        name = box.name, process = key, key = key, idle = true, offset = offset,
+        input = options.input, lossless = options.lossless, follow = options.follow,
+      }, { socket })
+    end,
+    wake = function()
+      return box.client:call("wake", { name = box.name })
+    end,
+  }
+end
+
+-- An offset from the beginning; a negative one was counted from the end that the server told of.
+local function from_start(offset, described)
+  return offset < 0 and math.max(0, (described.output or 0) + offset) or offset
+end
+
 --- Waits for its end. The result is as of exec, without output.
 ---@param timeout? number seconds; the process goes on after it
 ---@return tidepool.ProcessInfo?
@@ -118,18 +144,12 @@ function Process:connect(options)
       ours:close()
       return nil, message, code
     end
+    ours:survive(process.renewal(self.box, described.key, options, from_start(options.offset or 0, described)))
     return ours, described
   end)
 end
 
--- Where the connection begins to read, in bytes of output.
-local function beginning(options, described)
-  local offset = options.offset or 0
-  return offset < 0 and math.max(0, (described.output or 0) + offset) or offset
-end
-
---- Keeps a connection for write, read, resize, expect. A second call replaces the first. One that breaks, since
---- the sandbox was captured or slept, is made again where it was.
+--- Keeps a connection for write, read, resize, expect. A second call replaces the first.
 ---@param options? table as of connect
 ---@return true?
 ---@return string? message
@@ -141,8 +161,7 @@ function Process:attach(options)
       return nil, message, code
     end
     self:detach()
-    self.connection, self.options = connection, options or {}
-    self.offset = beginning(self.options, message)
+    self.connection = connection
     self.pending = ""
     return true
   end)
@@ -156,20 +175,6 @@ function Process:detach()
   end
 end
 Process.close = Process.detach
-
--- Makes a connection that broke anew: it | nil, message, code.
-local function connect_again(self)
-  local options = self.options or {}
-  local connection, message, code = self:connect({
-    offset = self.offset, input = options.input, lossless = options.lossless, follow = options.follow,
-  })
-  if not connection then
-    return nil, message, code
-  end
-  self.connection:close()
-  self.connection = connection
-  return connection
-end
 
 local function attached(self)
   return async.within(function()
@@ -197,30 +202,10 @@ local function on_connection(method)
   end
 end
 
-local AGAIN = 3 -- times that a connection is made anew without anything coming through
-
 --- Writes to its stdin or terminal, waiting while it doesn't read.
----@param bytes string
----@return true?
----@return string? message
----@return string? code "EPIPE" (nothing reads it any more)
-function Process:write(bytes)
-  return async.within(function()
-    local connection, message, code = attached(self)
-    for try = 1, AGAIN do
-      if not connection then
-        return nil, message, code
-      end
-      local ok, taken
-      ok, message, code, taken = connection:write(bytes)
-      if ok or not taken or try == AGAIN then
-        return ok, message, code
-      end
-      bytes = bytes:sub(taken + 1)
-      connection, message, code = connect_again(self)
-    end
-  end)
-end
+---@type fun(self: tidepool.Process, bytes: string): true?, string?, string?
+--- code: "EPIPE" (nothing reads it any more)
+Process.write = on_connection("write")
 --- Ends its stdin.
 ---@type fun(self: tidepool.Process): true?, string?, string?
 Process.eof = on_connection("eof")
@@ -239,23 +224,12 @@ function Process:read(timeout)
     if not connection then
       return nil, message, code
     end
-    local tries = 0
     while true do
       local frame
       frame, message, code = connection:read(timeout)
       if not frame then
-        tries = tries + 1
-        if code ~= "EPIPE" or tries > AGAIN then
-          return nil, message, code
-        end
-        connection, message, code = connect_again(self)
-        if not connection then
-          return nil, message, code
-        end
-      elseif frame.type == "lost" then
-        self.offset = frame.offset + frame.count
+        return nil, message, code
       elseif frame.type == "data" then
-        self.offset = frame.offset + #frame.bytes
         return frame.bytes, frame.stream == 2 and "stderr" or "stdout"
       elseif frame.type == "exit" or frame.type == "end" then
         return nil, "process has ended", "EPIPE"
@@ -308,6 +282,8 @@ local function open_logs(self, options)
     local since = options.since or 0
     return stream.open(extra[1], since < 0 and (described.output or 0) + since or since)
   end
+  local follow = options.follow and true or false
+  ours:survive(process.renewal(self.box, described.key, { follow = follow }, from_start(options.since or 0, described)))
   return ours
 end
 

@@ -1,4 +1,8 @@
 --- A client's end of an attach socket: output in, input out, straight from and to init.
+--
+-- Before its memory is written to disk a sandbox closes these sockets. A stream that was told how attaches
+-- again by itself, from where it was, as soon as somebody has woken the sandbox; input wakes it. What was
+-- written is there once: the bytes that the socket took before it was closed, and the others after.
 local async = require("tidepool.async")
 local core = require("tidepool.core")
 
@@ -15,6 +19,11 @@ local PIECE = 256 * 1024 -- bytes; more than a socket takes at once
 ---@field kind? "code"|"signal" of an exit
 ---@field code? integer exit code or signal
 ---@field wall? number seconds
+
+---@class tidepool.StreamRenewal How a stream attaches again.
+---@field at integer where the next output begins, bytes
+---@field attach fun(socket: tidepool.Fd, offset: integer): any, string?, string? waits until the sandbox is awake
+---@field wake fun(): any, string?, string?
 
 ---@class tidepool.Stream
 local Stream = {}
@@ -46,6 +55,97 @@ function stream.open(fd, since)
     poller = not saved and assert(async.poller(raw:number())) or nil,
     writers = async.lock(),
   }, Stream)
+end
+
+--- From now on it attaches again, rather than end, when its sandbox has slept.
+---@param renewal tidepool.StreamRenewal
+function Stream:survive(renewal)
+  self.renewal = renewal
+end
+
+local PARTS = { "poller", "write_poller", "write_fd", "raw" }
+
+-- The socket that it has from now on, or none. Those who wait for the former find out.
+local function replace_socket(self, raw, poller)
+  local former = {}
+  for i, part in ipairs(PARTS) do
+    former[i] = self[part] or false
+    self[part] = nil
+  end
+  self.raw, self.poller = raw, poller
+  for _, handle in ipairs(former) do
+    if handle then
+      handle:close()
+    end
+  end
+end
+
+-- Takes the place of the socket that was closed: true | nil, message, code
+local function attach_again(self)
+  local ours, theirs, code = core.fd.pair()
+  if not ours then
+    return nil, theirs, code
+  end
+  local ok, message
+  ok, message, code = self.renewal.attach(theirs, self.renewal.at)
+  theirs:close()
+  if not ok or not self.raw then
+    ours:close()
+    return nil, message or "stream is closed", code or "ECANCELED"
+  end
+  local fresh = core.stream.open(ours)
+  ok, message, code = fresh:resume(self.raw)
+  if not ok then
+    fresh:close()
+    return nil, message, code
+  end
+  replace_socket(self, fresh, assert(async.poller(fresh:number())))
+  if self.size then
+    fresh:resize(self.size[1], self.size[2])
+  end
+  return true
+end
+
+-- The same, for reader and writer at once. What can't be attached again has ended.
+local function renew(self, timeout)
+  local renewed = self.renewed
+  if not renewed then
+    renewed = async.event()
+    self.renewed = renewed
+    async.spawn(function()
+      local ok, message, code = attach_again(self)
+      self.renewed = nil
+      if not ok then
+        self.renewal = nil
+      end
+      renewed:set(ok, message, code)
+    end)
+  end
+  return renewed:wait(timeout)
+end
+
+-- Whether to send again after such a failure: not before the sandbox is awake.
+local function may_resend(self, code)
+  if not self.renewal or self.stdin_closed or code ~= "EPIPE" and code ~= "ECONNRESET" then
+    return false
+  end
+  local broken = self.raw
+  local ok, message, why = self.renewal.wake()
+  if not ok then
+    return nil, message, why
+  end
+  return self.raw and (self.raw ~= broken or self.renewal and renew(self))
+end
+
+-- Where to go on after this frame; after the last there is nothing more.
+local function note(self, frame)
+  if not self.renewal then
+    return
+  elseif frame.type == "exit" or frame.type == "end" then
+    self.renewal = nil
+  elseif frame.offset then
+    self.renewal.at = frame.offset + (frame.count or #frame.bytes)
+  end
 end
 
 -- The frame without what lies before `since`, or nil when nothing is left of it.
@@ -90,17 +190,25 @@ end
 ---@return string? code "EPIPE" at the end, "ETIMEDOUT", "ECANCELED" (closed here), "EBADMSG"
 function Stream:read(timeout)
   while self.raw do
-    local frame, message, code = frame_of(self.raw:read())
+    local raw = self.raw
+    local frame, message, code = frame_of(raw:read())
     local wanted = frame and cut(frame, self.since)
     if wanted then
+      note(self, frame)
       return wanted
     elseif not frame then
-      if code ~= "EAGAIN" or not self.poller then
+      local ready
+      if code == "EAGAIN" and self.poller then
+        ready, message, code = self.poller:readable(timeout)
+      elseif code == "EPIPE" and self.renewal then
+        ready = renew(self, timeout)
+        if not ready and self.renewed then
+          message, code = "timeout", "ETIMEDOUT"
+        end
+      else
         return nil, message, code == "EAGAIN" and "EPIPE" or code
       end
-      local ready
-      ready, message, code = self.poller:readable(timeout)
-      if not ready then
+      if not ready and self.raw == raw then -- else it was attached again while we waited
         return nil, message, code
       end
     end
@@ -139,7 +247,42 @@ local function wait_writable(self)
     self.write_fd = assert(core.fd.duplicate(self.raw:number()))
     self.write_poller = assert(async.poller(self.write_fd:number()))
   end
-  return self.write_poller:writable()
+  local raw = self.raw
+  local ready, message, code = self.write_poller:writable()
+  return ready or self.raw ~= nil and self.raw ~= raw, message, code
+end
+
+-- Waits until the socket has all that was given to it, and returns what `offer`, which gives it, answered.
+-- `later`: it is told again when it is attached again, so that it need not wake anything.
+local function send(self, offer, later)
+  local accepted
+  while self.raw do
+    local raw, message, code, empty = self.raw, nil, nil, nil
+    if not accepted then
+      accepted, message, code = offer(raw)
+    end
+    if accepted or code == "EAGAIN" then
+      empty, message, code = raw:flush()
+    end
+    if empty and accepted then
+      return accepted
+    elseif empty ~= nil then
+      -- Also when nothing of ours waits but the frame was not taken: the socket is full of older bytes.
+      local ready
+      ready, message, code = wait_writable(self)
+      if not ready then
+        return nil, message, code
+      end
+    elseif later and self.renewal then
+      return true
+    else
+      local again, why, why_code = may_resend(self, code)
+      if not again then
+        return nil, why or message, why_code or code
+      end
+    end
+  end
+  return nil, "stream is closed", "ECANCELED"
 end
 
 --- Writes to the process's stdin or terminal, waiting while it doesn't read.
@@ -147,7 +290,6 @@ end
 ---@return true?
 ---@return string? message
 ---@return string? code "EPIPE": nothing reads it any more
----@return integer? taken of a connection that broke: how many bytes it had taken
 function Stream:write(bytes)
   return self.writers:with(function()
     local offset = 0
@@ -157,46 +299,16 @@ function Stream:write(bytes)
       end
       -- In pieces: what is left of a large string would be copied again for each bufferful.
       local piece = #bytes <= PIECE and offset == 0 and bytes or bytes:sub(offset + 1, offset + PIECE)
-      local taken, message, code = self.raw:write(piece)
-      if taken then
-        offset = offset + taken
-      elseif code == "EAGAIN" then
-        local ready
-        ready, message, code = wait_writable(self)
-        if not ready then
-          return nil, message, code
-        end
-      else
-        return nil, message, code, offset
+      local taken, message, code = send(self, function(raw)
+        return raw:write(piece)
+      end)
+      if not taken then
+        return nil, message, code
       end
+      offset = offset + taken
     end
     return true
   end)
-end
-
--- Sends a small frame, waiting until the socket has taken it and all before it.
-local function send(self, method, ...)
-  local accepted, message, code
-  while self.raw do
-    if not accepted then
-      accepted, message, code = self.raw[method](self.raw, ...)
-      if not accepted and code ~= "EAGAIN" then
-        return nil, message, code
-      end
-    end
-    local empty
-    empty, message, code = self.raw:flush()
-    if empty and accepted then
-      return true
-    elseif empty == nil then
-      return nil, message, code
-    end
-    -- Also when nothing of ours waits but the frame was not taken: the socket is full of older bytes.
-    if not wait_writable(self) then
-      break
-    end
-  end
-  return nil, "stream is closed", "ECANCELED"
 end
 
 --- Ends the process's input.
@@ -205,7 +317,9 @@ end
 ---@return string? code "EPIPE", "ECANCELED"
 function Stream:eof()
   return self.writers:with(function()
-    return send(self, "eof")
+    return send(self, function(raw)
+      return raw:eof()
+    end)
   end)
 end
 
@@ -216,23 +330,19 @@ end
 ---@return string? message
 ---@return string? code "EPIPE", "ECANCELED"
 function Stream:resize(cols, rows)
+  self.size = { cols, rows }
   return self.writers:with(function()
-    return send(self, "resize", cols, rows)
+    return send(self, function(raw)
+      return raw:resize(cols, rows)
+    end, true)
   end)
 end
 
 function Stream:close()
-  if self.poller then
-    self.poller:close()
+  replace_socket(self)
+  if self.renewed then
+    self.renewed:set(nil, "stream is closed", "ECANCELED")
   end
-  if self.write_poller then
-    self.write_poller:close()
-    self.write_fd:close()
-  end
-  if self.raw then
-    self.raw:close()
-  end
-  self.raw, self.poller, self.write_poller = nil, nil, nil
 end
 
 return stream

@@ -502,6 +502,13 @@ function Stream:eof() end
 ---@return string? code "EAGAIN": try again
 function Stream:resize(cols, rows) end
 
+--- Sends first what the socket of `other`, which broke, has not taken of its last frame.
+---@param other tidepool.Stream
+---@return true? done
+---@return string? message
+---@return string? code "ENOMEM"
+function Stream:resume(other) end
+
 --- True when all that was taken is with the socket.
 ---@return boolean? empty
 ---@return string? message

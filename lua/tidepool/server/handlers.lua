@@ -6,6 +6,7 @@ local criu = require("tidepool.server.memory.criu")
 local egress_policies = require("tidepool.server.egress.policies")
 local exports = require("tidepool.server.exports")
 local images = require("tidepool.server.images")
+local memory = require("tidepool.server.memory")
 local imports = require("tidepool.server.imports")
 local policies = require("tidepool.server.policies")
 local processes = require("tidepool.server.processes")
@@ -35,11 +36,14 @@ local function running(server, params)
   return awake and sandbox, message, code
 end
 
--- The sandbox; one that sleeps is awake then, one that was stopped is left so.
+-- The sandbox; one that sleeps is awake then, one that was stopped is left so. `idle`: somebody else wakes it.
 local function awake(server, params)
   local sandbox, message, code = sandbox_of(server, params)
   if not sandbox or not sandbox:asleep() then
     return sandbox, message, code
+  elseif params.idle then
+    sandbox:await_awake()
+    return sandbox_of(server, { name = sandbox.name }) -- it may have got another name
   end
   return running(server, params)
 end
@@ -48,6 +52,8 @@ local function process_of(server, params)
   local sandbox, message, code = awake(server, params)
   if not sandbox then
     return nil, message, code
+  elseif params.key then
+    return processes.of_key(sandbox, params.key)
   end
   return processes.find(sandbox, params.process)
 end
@@ -213,19 +219,16 @@ handlers.kill = with(process_of, function(process, params)
 end)
 
 local function process_to_wait_for(server, params)
-  local sandbox, message, code = awake(server, params)
+  local sandbox, message, code = sandbox_of(server, params)
   if not sandbox then
     return nil, message, code
-  elseif params.process then
-    return processes.find(sandbox, params.process)
-  elseif not params.key then
+  elseif not params.process and not params.key then
     return nil, "wait: process is missing", "EINVAL"
+  elseif params.idle and params.key and not params.process and not memory.holds(sandbox, params.key) then
+    return processes.of_key(sandbox, params.key) -- it may be asked for anew, so nobody else need wake it
   end
-  local process = sandbox.processes.by_key[params.key]
-  if not process then
-    return nil, "no process of that key in " .. sandbox.name, "ENOPROCESS"
-  end
-  return process
+  return process_of(server, { name = params.name, idle = params.idle, process = params.process,
+    key = not params.process and params.key or nil })
 end
 
 handlers.wait = with(process_to_wait_for, function(process, params)

@@ -163,6 +163,15 @@ function processes.find(sandbox, which)
   return process
 end
 
+--- The process that a request of this key started | nil, message, "ENOPROCESS".
+function processes.of_key(sandbox, key)
+  local process = sandbox.processes.by_key[key]
+  if not process then
+    return nil, "no process of that key in " .. sandbox.name, "ENOPROCESS"
+  end
+  return process
+end
+
 --- What a client is told about a process.
 function processes.describe(process)
   local status = process.lost and "lost"

@@ -24,6 +24,15 @@ function memory.directory(sandbox)
   return ("%s/memory/%d"):format(sandbox.server.directory, sandbox.id)
 end
 
+--- Whether a process of this key is in a sandbox that runs, or ran when it went to sleep.
+function memory.holds(sandbox, key)
+  if sandbox.state ~= "hibernated" and sandbox.state ~= "waking" then
+    return true
+  end
+  local manifest = dump.read(memory.directory(sandbox))
+  return manifest ~= nil and manifest.leaves[key] ~= nil
+end
+
 --- Removes a sandbox's dump, if there is one.
 function memory.forget(sandbox)
   local directory = memory.directory(sandbox)

@@ -58,6 +58,7 @@ function sandbox.new(server, row)
     branch_of = row.branch_of, -- the sandbox whose name it may take
     egress = egress.new(row),
     lock = async.lock(),
+    changed = async.event(), -- set when its state is another
     gone = async.event(), -- set when the present run has ended
     processes = processes.new_table(),
   }, Sandbox)
@@ -69,8 +70,16 @@ function Sandbox:record(state, reason, run)
   if not ok then
     return nil, message, code
   end
-  self.state, self.reason, self.run = state, reason, run
+  self:become(state, reason, run)
   return true
+end
+
+--- Says where it stands, to those who wait for a change, too.
+function Sandbox:become(state, reason, run)
+  self.state, self.reason, self.run = state, reason, run
+  local changed = self.changed
+  self.changed = async.event()
+  changed:set(true)
 end
 
 local REWRITE = 5 -- seconds between tries
@@ -83,7 +92,7 @@ function Sandbox:record_fact(state, reason, run)
     return
   end
   log.error("state_not_written", { sandbox = self.name, state = state, message = message, code = code })
-  self.state, self.reason, self.run = state, reason, run
+  self:become(state, reason, run)
   local function again()
     if self.state == state and self.run == run and not self.destroyed and not self:record(state, reason, run) then
       async.after(REWRITE, again)

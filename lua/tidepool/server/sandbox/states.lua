@@ -3,6 +3,7 @@
 -- Runs in the server; each takes the sandbox's lock. How it is done is elsewhere: freezer.lua for
 -- standing still, memory/ for memory on disk, run.lua for starts and ends. These are methods of a
 -- sandbox (sandbox/init.lua).
+local async = require("tidepool.async")
 local freezer = require("tidepool.server.freezer")
 local hibernation = require("tidepool.server.memory.sleep")
 local log = require("tidepool.server.log")
@@ -35,10 +36,27 @@ function states.freeze_now(self)
   return freezer.freeze(self)
 end
 
---- Whether it stands still until somebody asks something of it, or for the moment in which it is captured.
+-- Its clients' ends and ours are closed, since its memory is being written.
+local function falls_asleep(self)
+  return self.state == "running" and (not self.link or self.link.let_go)
+end
+
+--- Whether it stands still until somebody asks something of it, or is about to.
 function states.asleep(self)
-  return self.state == "frozen" or self.state == "hibernated" or self.state == "waking"
-    or self.state == "running" and not self.link
+  return self.state == "frozen" or self.state == "hibernated" or self.state == "waking" or falls_asleep(self)
+end
+
+--- Waits until somebody else has woken it, or ended it.
+function states.await_awake(self)
+  while not self.destroyed and self:asleep() do
+    if not falls_asleep(self) then
+      self.changed:wait()
+    end
+    self.lock:with(function() end) -- whatever changes it is done then
+    if falls_asleep(self) then
+      async.sleep(0.02) -- it has lost its init, and not been told yet
+    end
+  end
 end
 
 --- The memory that it slept with is of no use any more. Called with the lock held.
@@ -83,7 +101,7 @@ end
 
 --- Makes sure that it runs. `cold`: one that hibernates is started from its files.
 function states.wake(self, cold)
-  if self.state == "running" and self.link and not self.link:is_closed() then
+  if self.state == "running" and self.link and not self.link:is_closed() and not self.link.let_go then
     return true
   end
   return self.lock:with(function()
