@@ -134,9 +134,7 @@ local function remove(path)
   async.command({ "rm", "-rf", "--one-file-system", "--", path })
 end
 
---- Extracts it into the state directory, about 30 MB in 10 s. progress(line) is told the steps.
--- { command, version } | nil, message, code; what fails leaves what was there.
-function criu.obtain(state, progress)
+local function obtain(state, progress)
   if not worker.has("mmdebstrap") then
     return nil, "mmdebstrap is not installed (apt-get install mmdebstrap)", "ENOPKG"
   end
@@ -169,6 +167,14 @@ function criu.obtain(state, progress)
   end
   remove(target)
   return nil, message, code
+end
+
+local obtaining = async.lock()
+
+--- Extracts it into the state directory, about 30 MB in 10 s, for one who asks at a time. progress(line) is told
+-- the steps. { command, version } | nil, message, code; what fails leaves what was there.
+function criu.obtain(state, progress)
+  return obtaining:with(obtain, state, progress)
 end
 
 return criu
