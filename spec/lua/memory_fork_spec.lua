@@ -36,21 +36,15 @@ local function prepare()
   server = support.shared()
   client = server.client
   support.image("minimal")
-  if server.missing == nil then
-    local got, message = client:call("memory_install", {})
-    server.missing = not got and message or false
-  end
 end
 
-local function needs_criu()
-  if server.missing then
-    pending("needs CRIU: " .. server.missing)
-  end
+local it = support.needing(it, function()
+  support.needs_criu()
   known = {}
   for _, name in ipairs(support.names(server.state .. "/memory")) do
     known[name] = true
   end
-end
+end)
 
 local function box_of(name, of)
   local box = require("tidepool.client.box").new((of or server).client, name)
@@ -96,7 +90,6 @@ end
 
 describe("a snapshot with memory", function()
   setup(prepare)
-  before_each(needs_criu)
 
   it("leaves the sandbox running and who reads it connected, and tells its pause apart from its time", function()
     local box = server:sandbox()
@@ -305,7 +298,6 @@ end)
 
 describe("a fork with memory", function()
   setup(prepare)
-  before_each(needs_criu)
 
   it("continues a Python session and a Node server in eight sandboxes that then differ", function()
     local box = server:sandbox({ image = support.image("debian"), cpu = 2, type = "standard-1" })
@@ -440,7 +432,6 @@ end)
 
 describe("a server that is killed in the middle of memory", function()
   setup(prepare)
-  before_each(needs_criu)
 
   local function at_step(name, with)
     local own = support.server()

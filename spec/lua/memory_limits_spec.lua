@@ -27,21 +27,15 @@ local REFUSED = {
 }
 
 describe("what a sandbox holds when it is to hibernate", function()
-  local server, missing
+  local server
 
   setup(function()
     support.needs_root()
     server = support.shared()
     support.image("debian")
-    local got, message = server.client:call("memory_install", {})
-    missing = not got and message or nil
   end)
 
-  before_each(function()
-    if missing then
-      pending("needs CRIU: " .. missing)
-    end
-  end)
+  local it = support.needing(it, support.needs_criu)
 
   local function sandbox()
     local box = server:sandbox({ image = "debian", cpu = 2, memory = 3 * 2 ^ 30 })
@@ -94,10 +88,11 @@ describe("what a sandbox holds when it is to hibernate", function()
   local shared
   for name, reason in pairs(REFUSED) do
     it("is refused for it, by name, and goes on as if nothing was asked: " .. name:gsub("_", " "), function()
-      shared = shared or sandbox()
-      local box = shared
+      local box = shared or sandbox()
+      shared = nil -- of use to the next one only if all goes well
       local process = hold(box, name)
       if not process then
+        shared = box
         return pending("needs a kernel with it: " .. name)
       end
       local before = assert(box:info())
@@ -110,11 +105,12 @@ describe("what a sandbox holds when it is to hibernate", function()
       assert.equal(name .. ": well.", check(box, name))
       assert(process:kill(0))
       assert.is_nil(uv.fs_stat(("%s/memory/%d"):format(server.state, after.id)))
+      shared = box
     end)
   end
 
   it("sleeps once that is gone", function()
-    local box = assert(shared)
+    local box = shared or sandbox()
     assert(box:hibernate())
     assert(box:wake())
     assert.equal("ok\n", assert(box:exec("echo ok")).stdout)

@@ -12,15 +12,9 @@ describe("a sandbox that hibernates", function()
     server = support.shared()
     client = server.client
     support.image("minimal")
-    local got, message = client:call("memory_install", {})
-    server.missing = not got and message or nil
   end)
 
-  before_each(function()
-    if server.missing then
-      pending("needs CRIU: " .. server.missing)
-    end
-  end)
+  local it = support.needing(it, support.needs_criu)
 
   local function state_of(box)
     local info = assert(box:info())
@@ -408,9 +402,7 @@ describe("a server that is killed while a sandbox goes to sleep or wakes", funct
   for name, expected in pairs(after) do
     it("at " .. name .. " leaves it " .. expected .. ", and whole", function()
       local shared = support.shared()
-      if shared.missing then
-        pending("needs CRIU: " .. shared.missing)
-      end
+      support.needs_criu()
       local server = support.server()
       local box = server:sandbox()
       uv.fs_symlink(shared.state .. "/criu", server.state .. "/criu")

@@ -11,15 +11,9 @@ describe("a client that is attached while its sandbox hibernates", function()
     support.needs_root()
     server = support.shared()
     support.image("minimal")
-    local got, message = server.client:call("memory_install", {})
-    server.missing = not got and message or nil
   end)
 
-  before_each(function()
-    if server.missing then
-      pending("needs CRIU: " .. server.missing)
-    end
-  end)
+  local it = support.needing(it, support.needs_criu)
 
   local function state_of(box)
     return assert(box:info()).state

@@ -147,14 +147,9 @@ describe("a request whose server is killed on its way", function()
   end)
 
   describe("with its memory", function()
-    local shared
-    before_each(function()
-      shared = support.shared()
-      local got, message = shared.client:call("memory_install", {})
-      if not got then
-        pending("needs CRIU: " .. message)
-      end
-      uv.fs_symlink(shared.state .. "/criu", server.state .. "/criu")
+    local it = support.needing(it, function()
+      support.needs_criu()
+      uv.fs_symlink(support.shared().state .. "/criu", server.state .. "/criu")
     end)
 
     for _, name in ipairs({ "dumped", "hibernated", "waking", "restored" }) do

@@ -450,7 +450,7 @@ def programs_being_started():
     for _ in range(3):
         child(lambda: [os.waitpid(os.posix_spawn("/bin/true", ["true"], {}), 0) for _ in iter(int, 1)])
     counter = child(lambda: [time.sleep(0.01) for _ in iter(int, 1)])
-    return lambda: state(counter) in "SR"
+    return lambda: reaches(counter, "SR")
 
 
 # What is refused ------------------------------------------------------------------------------------
@@ -460,7 +460,7 @@ def programs_being_started():
 def traced():
     pid = child(signal.pause)
     checked(libc.ptrace(0x4206, pid, 0, 0))  # PTRACE_SEIZE
-    return lambda: state(pid) == "S"
+    return lambda: reaches(pid, "S")
 
 
 @case
@@ -472,7 +472,7 @@ def starting_for_ever():
 
     pid = child(start)
     reaches(pid, "D")
-    return lambda: state(pid) == "D"
+    return lambda: reaches(pid, "D")
 
 
 @case

@@ -214,6 +214,30 @@ local function skip(reason)
   error(reason, 0)
 end
 
+--- Makes the running test pending where no CRIU can be had: it comes from a mirror, into the shared server.
+function support.needs_criu()
+  local server = support.shared()
+  if server.missing == nil then
+    local got, message = server.client:call("memory_install", {})
+    server.missing = not got and message or false
+  end
+  if server.missing then
+    skip("needs CRIU: " .. server.missing)
+  end
+end
+
+--- `it`, for sentences that all need something: `check` is called in each of them first, since what runs before
+-- a test can't make it pending.
+function support.needing(it, check)
+  return function(sentence, fn)
+    local function checked(...)
+      check()
+      return fn(...)
+    end
+    return it(sentence, setfenv(checked, getfenv(fn))) -- where `skip` looks for what ends a test
+  end
+end
+
 --- Makes the running test pending unless this is root.
 function support.needs_root()
   if uv.getuid() ~= 0 then
