@@ -28,7 +28,10 @@ end
 
 --- Starts a process with a stream of it from its first byte: stream, description | nil, message, code.
 function attached.start(client, params)
+  -- All that is loaded is loaded here: a Ctrl-C that comes once the command runs must find us waiting for it.
   local make = require("tidepool.client.stream").pair
+  local box = require("tidepool.client.box").new(client, params.name)
+  local renewal = require("tidepool.client.process").renewal
   params.key = params.key or require("tidepool.random").hex(12)
   local tries, stream, theirs, code = 0, nil, nil, nil
   local function renew()
@@ -61,8 +64,7 @@ function attached.start(client, params)
     stream:close()
     return attached.connect(client, params.name, described, { input = params.stdin or params.tty, lossless = params.lossless })
   end
-  local box = require("tidepool.client.box").new(client, params.name)
-  stream:survive(require("tidepool.client.process").renewal(box, params.key, {
+  stream:survive(renewal(box, params.key, {
     input = params.stdin or params.tty, lossless = params.lossless,
   }, 0))
   return stream, described

@@ -95,6 +95,10 @@ local function exec(context, values, command)
 
   local client, params = context:connect(), parameters(values, command)
   params.lossless = true
+  local sink, _, gathered
+  if context.json then
+    sink, _, gathered = require("tidepool.client.collect").new({})
+  end
   local stream, described
   stream, described, code = attached.start(client, params)
   if not stream then
@@ -102,10 +106,6 @@ local function exec(context, values, command)
   end
   local finish = attached.watch(client, values.name, described, values.timeout)
   local on_signal, kill = interrupter(client, values.name, described.id)
-  local sink, _, gathered
-  if context.json then
-    sink, _, gathered = require("tidepool.client.collect").new({})
-  end
   local seen = terminal.pump(stream, {
     input = values.stdin and 0 or nil,
     raw = values.tty and values.stdin,

@@ -106,11 +106,11 @@ describe("the command line", function()
     it("passes Ctrl-C on, and a second one ends the whole tree", function()
       local up = "; until $tp stat $box up >/dev/null 2>&1; do sleep 0.1; done; "
       local result = sh("$tp exec $box -c 'touch up; exec sleep 1000' & p=$!" .. up .. "kill -INT $p; wait $p; echo $?")
-      assert.equal("130\n", result.stdout)
+      assert.equal("130\n", result.stdout, result.stderr)
       assert(box:remove("up"))
       result = sh("$tp exec $box -c 'trap \"\" INT; touch up; sleep 61; sleep 61' & p=$!" .. up
         .. "kill -INT $p; sleep 0.2; kill -INT $p; wait $p; echo $?")
-      assert.matches("13[07]\n", result.stdout)
+      assert.matches("13[07]\n", result.stdout .. result.stderr)
       assert(support.eventually(function()
         return running("sleep 61") == 0
       end))
