@@ -485,7 +485,7 @@ def first_thread_gone():
 
     pid = child(leave)
     reaches(pid, "Z")
-    return lambda: state(pid) == "Z"
+    return lambda: reaches(pid, "Z")
 
 
 @case

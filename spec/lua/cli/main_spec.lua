@@ -109,7 +109,7 @@ describe("the command line", function()
       assert.equal("130\n", result.stdout, result.stderr)
       assert(box:remove("up"))
       result = sh("$tp exec $box -c 'trap \"\" INT; touch up; sleep 61; sleep 61' & p=$!" .. up
-        .. "kill -INT $p; sleep 0.2; kill -INT $p; wait $p; echo $?")
+        .. "kill -INT $p; sleep 1; kill -INT $p; wait $p; echo $?")
       assert.matches("13[07]\n", result.stdout .. result.stderr)
       assert(support.eventually(function()
         return running("sleep 61") == 0
